@@ -1,0 +1,245 @@
+"""What was said, and what each agent gets to see of it.
+
+One `ConversationHistory` holds typed turns for all agents. A `ConversationView` is one agent's side of it: its own
+messages as assistant, everyone else's as user. A view is a fold over the history and grows with it, so that asking
+for the next request costs the same however long the conversation is.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from msgspec import Struct
+
+from pidgin_cli.core.events import View
+from pidgin_cli.core.types import Agent, Message, Role, ThinkingBlock, ToolCall, ToolResult
+from pidgin_cli.spec.conversation import ConversationSpec
+
+__all__ = ["ConversationHistory", "ConversationState", "ConversationTurn", "ConversationView", "Sent"]
+
+
+class ConversationTurn(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One entry of the history.
+
+    Role user: text from outside (opening, naming notice, interventions). Role assistant: what an agent said, or, with
+    `tool_call`, a tool it called. Role tool: the answer to that call. Role system: an agent's system prompt.
+    """
+
+    role: Role
+    content: str
+    turn_number: int
+    """0: before the first turn."""
+    agent_id: str | None = None
+    """Who spoke; None: somebody outside."""
+    audience: tuple[str, ...] | None = None
+    """Agent ids that see it; None: all."""
+    message_index: int | None = None
+    """Only utterances have one."""
+    thinking: tuple[ThinkingBlock, ...] = ()
+    tool_call: ToolCall | None = None
+    tool_result: ToolResult | None = None
+
+
+class ConversationHistory:
+    """Everything that was said, in order. Only ever appended to."""
+
+    def __init__(self) -> None:
+        self.turns: list[ConversationTurn] = []
+        self.messages = 0
+        """Utterances so far, which is the index of the next one."""
+        self.spoken: dict[str, int] = {}
+        """Utterances by agent."""
+        self._starts: dict[int, int] = {}
+
+    def append(self, turn: ConversationTurn) -> None:
+        self._starts.setdefault(turn.turn_number, len(self.turns))
+        self.turns.append(turn)
+        if turn.message_index is not None and turn.agent_id is not None:
+            self.messages += 1
+            self.spoken[turn.agent_id] = self.spoken.get(turn.agent_id, 0) + 1
+
+    def since(self, turn_number: int) -> Sequence[ConversationTurn]:
+        """The entries from the start of a turn on."""
+        start = self._starts.get(turn_number)
+        return self.turns[start:] if start is not None else []
+
+    def before_first_turn(self) -> Sequence[ConversationTurn]:
+        """System prompts, opening, and what was given with it."""
+        return self.turns[: self._starts.get(1, len(self.turns))]
+
+
+class ConversationState(Struct, frozen=True):
+    """What one agent still knows of the turns that are no longer in its view."""
+
+    first_turn: int = 1
+    """The oldest turn that is still in the view."""
+    first_message: int = 0
+    """The oldest message that is still in the view."""
+    summary: str | None = None
+    pinned: tuple[str, ...] = ()
+
+
+class Sent(NamedTuple):
+    """One request's share of the history."""
+
+    system: str | None
+    messages: tuple[Message, ...]
+    view: View
+    digest: str
+    placeholders: int
+    size: int
+    """Bytes of text, system prompt included."""
+
+
+class ConversationView:
+    """What one agent is sent.
+
+    Rules, the same for every agent and provider:
+    the list starts with user and alternates; neighbouring user texts are merged with a blank line; text from outside
+    carries the prompt tag; an intervention stands just before its addressee's next reply; blank text shows as the
+    declared placeholder; with `speaker_label` the others are named; tools are seen only by the agent that called them.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        spec: ConversationSpec,
+        history: ConversationHistory,
+        names: dict[str, str],
+        state: ConversationState | None = None,
+    ) -> None:
+        """`names` maps agent ids to the names that labels show; it may still change until the first turn."""
+        self.agent = agent
+        self._spec = spec
+        self._history = history
+        self._names = names
+        self._rebuild(state or ConversationState(pinned=spec.context.pinned))
+
+    def _rebuild(self, state: ConversationState) -> None:
+        self.state = state
+        self._system: str | None = None
+        self._closed: list[Message] = []
+        self._open: list[str] = []
+        self._held: list[str] = []
+        self._hash = hashlib.blake2b(digest_size=16)
+        self._size = 0
+        self._extra = 0
+        self._placeholders = 0
+        self._seen = 0
+        if state.first_turn > 1:
+            for entry in self._history.before_first_turn():
+                self._take(entry)
+            self._remember(state)
+            for entry in self._history.since(state.first_turn):
+                self._take(entry)
+            self._seen = len(self._history.turns)
+
+    def compact(self, state: ConversationState) -> None:
+        """Leave out the turns before `state.first_turn`, with a summary in their place if there is one."""
+        self._rebuild(state)
+
+    def sent(self) -> Sent:
+        """The request that the agent would get now."""
+        self._update()
+        last = [*self._open, *self._held]
+        placeholders = self._placeholders
+        messages = list(self._closed)
+        digest = self._hash.copy()
+        size = self._size
+        if last or not self._closed or self._closed[-1].role is not Role.TOOL:
+            if not last:
+                last = [self._spec.placeholders.nothing_new]
+                placeholders += 1
+            message = Message(role=Role.USER, content="\n\n".join(last))
+            messages.append(message)
+            size += _digest(digest, message)
+        state = self.state
+        return Sent(
+            system=self._system,
+            messages=tuple(messages),
+            view=View(
+                start=state.first_message,
+                end=self._history.messages,
+                omitted=state.first_message,
+                extra=self._extra,
+            ),
+            digest=digest.hexdigest(),
+            placeholders=placeholders,
+            size=size,
+        )
+
+    def _update(self) -> None:
+        turns = self._history.turns
+        while self._seen < len(turns):
+            self._take(turns[self._seen])
+            self._seen += 1
+
+    def _take(self, entry: ConversationTurn) -> None:
+        if entry.audience is not None and self.agent.id not in entry.audience:
+            return
+        match entry.role:
+            case Role.SYSTEM:
+                self._system = entry.content
+                self._size += len(entry.content.encode())
+                self._hash.update(b"system\0" + entry.content.encode())
+            case Role.USER:
+                self._extra += 1
+                text = self._spec.tagged(entry.content).content if entry.content else ""
+                (self._held if entry.turn_number else self._open).append(self._visible(text))
+            case Role.ASSISTANT if entry.agent_id == self.agent.id:
+                self._own(entry)
+            case Role.ASSISTANT if entry.tool_call is None:
+                text = self._visible(entry.content)
+                if self._spec.speaker_label is not None:
+                    name = self._names[entry.agent_id or ""]
+                    text = self._spec.speaker_label.replace("{name}", name).replace("{text}", text)
+                self._open.append(text)
+            case Role.TOOL if entry.agent_id == self.agent.id:
+                self._close(Message(role=Role.TOOL, content=entry.content, tool_result=entry.tool_result))
+
+    def _own(self, entry: ConversationTurn) -> None:
+        after_tool = self._closed and self._closed[-1].role is Role.TOOL
+        self._open += self._held
+        self._held = []
+        if self._open or not after_tool:
+            if not self._open:
+                self._open.append(self._spec.placeholders.nothing_new)
+                self._placeholders += 1
+            self._close(Message(role=Role.USER, content="\n\n".join(self._open)))
+            self._open = []
+        if entry.tool_call is not None:
+            self._close(Message(role=Role.ASSISTANT, content=entry.content, tool_calls=(entry.tool_call,)))
+        else:
+            self._close(
+                Message(role=Role.ASSISTANT, content=self._visible(entry.content), thinking=entry.thinking)
+            )
+
+    def _visible(self, text: str) -> str:
+        if text.strip():
+            return text
+        self._placeholders += 1
+        return self._spec.placeholders.blank
+
+    def _close(self, message: Message) -> None:
+        self._closed.append(message)
+        self._size += _digest(self._hash, message)
+
+    def _remember(self, state: ConversationState) -> None:
+        if state.summary is None:
+            return
+        texts = [f"Summary of the earlier conversation: {state.summary}"]
+        texts += [f"Remember: {fact}" for fact in state.pinned]
+        for text in texts:
+            self._open.append(self._spec.tagged(text).content)
+            self._extra += 1
+
+
+def _digest(state: "hashlib.blake2b", message: Message) -> int:
+    text = message.content.encode()
+    state.update(b"%s\0%d\0" % (message.role.encode(), len(text)))
+    state.update(text)
+    for call in message.tool_calls:
+        state.update(f"call\0{call.id}\0{call.name}\0{call.arguments}".encode())
+    if message.tool_result is not None:
+        state.update(f"result\0{message.tool_result.call_id}".encode())
+    return len(text)

@@ -1,0 +1,1 @@
+"""Values only: types, events and errors. No I/O, no clock."""

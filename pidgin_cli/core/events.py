@@ -1,0 +1,420 @@
+"""Every fact that can stand in a record, as one tagged union.
+
+An event is a completed fact and one line of JSON. The envelope comes first; absent optionals are left out. New fields
+get defaults, so that old records stay readable; a field is never given a second meaning.
+
+`event_id`, `seq`, `timestamp`, `experiment_id` and `conversation_id` are set by the log that writes the event
+(`eventlog.EventLog`), never by the code that reports it.
+"""
+
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from msgspec import Struct, field
+
+from .types import Agent, EndReason, FinishReason, Message, Status, Timing, Usage
+
+__all__ = ["EVENT_TYPES", "SCHEMA_VERSION", "Event", "View"]
+
+SCHEMA_VERSION = 1
+
+_UNSTAMPED = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Event(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="event_type", tag=True):
+    """The envelope that every line begins with."""
+
+    event_id: str = ""
+    """`<conversation or experiment id>:<seq>`."""
+    seq: int = -1
+    """Counts from 0 without gaps in each file."""
+    timestamp: datetime = _UNSTAMPED
+    """UTC, when the event was handed to the log."""
+    experiment_id: str = ""
+    conversation_id: str | None = None
+    """Absent in experiment-level events."""
+    text_replaced: bool = False
+    """Text in this event held lone surrogates; they stand as U+FFFD."""
+
+
+class View(Struct, frozen=True, rename={"start": "from", "end": "to"}):
+    """Which part of the history a request carried, as message indexes `from` (included) to `to` (excluded)."""
+
+    start: int
+    end: int
+    omitted: int
+    """Messages before `from` that were left out or summarised."""
+    extra: int
+    """Texts without an index: opening, naming notice, interventions, summary and pinned facts."""
+
+
+class ConversationStartEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """Always line 1 of a conversation's log, exactly once."""
+
+    schema_version: int
+    pidgin_version: str
+    spec: dict[str, Any]
+    """The resolved conversation spec."""
+    spec_hash: str
+    agents: tuple[Agent, ...]
+    opening: str
+    prompt_tag: str
+    seed: int
+    arm: str
+    repetition: int
+    branch_of: dict[str, Any] | None = None
+    """Origin of a branch: conversation, turn, message index."""
+
+
+class SystemPromptEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """The system prompt of one agent; text absent where it has none."""
+
+    agent_id: str
+    text: str | None = None
+    placement: str | None = None
+    """How this provider receives it, such as `system parameter` or `system message`."""
+
+
+class AgentNamedEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """An agent chose its name."""
+
+    agent_id: str
+    name: str
+    reply: str
+    """What the model answered, whole."""
+    chosen: bool = True
+    """False: no name could be read from the reply, so the agent keeps the one it had."""
+
+
+class TurnStartEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """A round begins."""
+
+    turn_number: int
+    speakers: tuple[str, ...]
+
+
+class MessageRequestEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """A model is asked. Says what it is sent by index ranges and a digest, never by the text itself."""
+
+    agent_id: str
+    turn_number: int
+    message_index: int
+    view: View
+    digest: str
+    parameters: dict[str, Any] = field(default_factory=dict)
+    """What is sent besides the text, as far as it is set."""
+    placeholders: int = 0
+    """Blank texts among those sent, which the agent sees as the declared placeholder."""
+
+
+class ThinkingCompleteEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """What a model thought before its message; never part of the message."""
+
+    agent_id: str
+    turn_number: int
+    message_index: int
+    content: str
+    tokens: int | None = None
+    signatures: tuple[str, ...] = ()
+
+
+class MessageCompleteEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """An agent has spoken."""
+
+    agent_id: str
+    turn_number: int
+    message_index: int
+    message: Message
+    finish_reason: FinishReason
+    usage: Usage = Usage()
+    cost: float | None = None
+    """USD; absent when the price is not known."""
+    timing: Timing = Timing()
+    model_requested: str
+    model_served: str | None = None
+    fingerprint: str | None = None
+    request_id: str | None = None
+    cached: bool = False
+    attempt: int = 1
+
+
+class MessageAbandonedEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """A reply that began and was not finished; not part of the conversation."""
+
+    agent_id: str
+    turn_number: int
+    message_index: int
+    why: str
+    partial: str | None = None
+    """What had arrived; absent where the process did not live to know it."""
+    attempt: int | None = None
+
+
+class TokenUsageEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """What a reply used, with the conversation's running totals."""
+
+    agent_id: str
+    provider: str
+    model: str
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    thinking_tokens: int | None = None
+    cached_tokens: int | None = None
+    estimated: bool = False
+    cost: float | None = None
+    purpose: Literal["message", "name", "summary"] = "message"
+    total_tokens: int
+    """Prompt and completion tokens of the conversation so far."""
+    total_cost: float | None = None
+    """USD so far; absent as soon as one price is not known."""
+
+
+class TurnCompleteEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """Every scheduled agent has spoken."""
+
+    turn_number: int
+    metrics: dict[str, Any] = field(default_factory=dict)
+    convergence: float | None = None
+    detectors: dict[str, Any] = field(default_factory=dict)
+
+
+class ConvergenceWarningEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """A convergence score crossed its threshold."""
+
+    turn_number: int
+    score: str
+    value: float
+    threshold: float
+    onset: int | None = None
+    action: str
+
+
+class AttractorEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """A detector found the conversation in an attractor state."""
+
+    turn_number: int
+    message_index: int
+    detector: str
+    value: float
+    threshold: float
+    onset: int | None = None
+    action: str
+
+
+class InterventionEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """Text put in from outside, or a message changed from outside."""
+
+    turn_number: int
+    """0: with the opening."""
+    source: str
+    """`person`, `script`, `awareness:<name>`, `naming` or `delegate`."""
+    audience: tuple[str, ...]
+    """Agent ids that see it."""
+    text: str | None = None
+    before: str | None = None
+    after: str | None = None
+    placement: str = "user"
+    message_index: int = 0
+    """The index of the message that came next when it was put in."""
+
+
+class ContextTruncationEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """Oldest turns were left out of one agent's view."""
+
+    agent_id: str
+    turn_number: int
+    policy: str
+    view: View
+    estimated_tokens: int
+    limit_tokens: int
+
+
+class HistoryCompactedEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """Oldest turns of one agent's view were replaced by a summary."""
+
+    agent_id: str
+    turn_number: int
+    policy: str
+    view: View
+    summary: str
+    model: str
+    estimated_tokens: int
+    limit_tokens: int
+
+
+class ContextLimitEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """The next request would not fit, and the policy is to stop."""
+
+    agent_id: str
+    turn_number: int
+    policy: str
+    estimated_tokens: int | None = None
+    limit_tokens: int | None = None
+    reported: str | None = None
+    """The provider's own words, where it was the one to refuse."""
+
+
+class ToolCallEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """An agent asked for a tool."""
+
+    agent_id: str
+    turn_number: int
+    message_index: int
+    call_id: str
+    name: str
+    arguments: str
+
+
+class ToolResultEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """A tool answered."""
+
+    agent_id: str
+    turn_number: int
+    message_index: int
+    call_id: str
+    content: str
+    is_error: bool = False
+    duration_ms: float | None = None
+
+
+class SafetyDecisionEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """A safety rule decided."""
+
+    rule: str
+    decision: str
+    subject: str
+    agent_id: str | None = None
+    turn_number: int | None = None
+    reason: str | None = None
+
+
+class RateLimitEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """A provider or a limit of our own made a request wait."""
+
+    agent_id: str
+    turn_number: int
+    message_index: int
+    provider: str
+    status: int | None = None
+    attempt: int
+    wait_s: float
+    message: str = ""
+
+
+class APIErrorEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """A request failed. `wait_s` absent: it will not be tried again."""
+
+    agent_id: str
+    turn_number: int
+    message_index: int
+    error: str
+    """The class of the error, as in `core.errors`."""
+    provider: str
+    status: int | None = None
+    retryable: bool
+    attempt: int
+    wait_s: float | None = None
+    message: str
+
+
+class ErrorEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """Something of ours failed: a delegate, a subscriber, the harness."""
+
+    error: str
+    message: str
+    where: str
+
+
+class ConversationPausedEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """Nothing is asked until it goes on."""
+
+    by: str
+    turn_number: int
+    message_index: int
+
+
+class ConversationResumedEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """It goes on: after a pause, or in a new process."""
+
+    by: str
+    turn_number: int
+    message_index: int
+    torn_bytes: int = 0
+    """Length of a torn last line that was moved to `<log>.torn`."""
+
+
+class ConversationBranchedEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """This conversation shares a prefix with another."""
+
+    origin: str
+    turn_number: int
+    message_index: int
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+class Totals(Struct, frozen=True, omit_defaults=True):
+    """Sums over a conversation."""
+
+    turns: int
+    """Rounds in which every scheduled agent has spoken."""
+    messages: int
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cost_usd: float | None = None
+    """Absent as soon as one price is not known."""
+
+
+class ConversationEndEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """The conversation is over. After a resume a second one may follow: the last counts."""
+
+    status: Status
+    end_reason: EndReason
+    totals: Totals
+    error: str | None = None
+    """The class of the error and its text, where one ended it."""
+    invalid: tuple[str, ...] = ()
+    """Reasons to leave it out of statistics: `speaker_never_called`, `wrong_model_served`, `harness_fault`."""
+    notable: dict[str, int] = field(default_factory=dict)
+    """Counts of messages that are `empty`, `refused`, `truncated`, `filtered` or had `text_replaced`: kept in."""
+
+
+class ExperimentStartEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """A runner begins or goes on with an experiment."""
+
+    name: str | None = None
+    spec_hash: str
+    conversations: int
+    pid: int
+    host: str
+    versions: dict[str, str]
+    resumed: bool = False
+
+
+class ExperimentCompleteEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """The runner is done with an experiment."""
+
+    status: Status
+    conversations: dict[str, int]
+    """Number of conversations by status."""
+
+
+class PostProcessingStartEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """Post-processing begins."""
+
+    tasks: tuple[str, ...]
+
+
+class PostProcessingCompleteEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """Post-processing is done; one outcome per task."""
+
+    outcomes: dict[str, str]
+
+
+EVENT_TYPES: tuple[type[Event], ...] = tuple(
+    sorted(
+        (kind for kind in globals().values() if isinstance(kind, type) and issubclass(kind, Event) and kind is not Event),
+        key=lambda kind: kind.__name__,
+    )
+)
+"""Every member of the union, by name."""
+__all__ += ["Totals", *(kind.__name__ for kind in EVENT_TYPES)]  # noqa: PLE0604

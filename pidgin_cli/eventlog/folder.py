@@ -1,0 +1,158 @@
+"""Where things lie on disk: the output root, the folder of an experiment, and how to find one again."""
+
+import errno
+import os
+import re
+import secrets
+import shutil
+import string
+import unicodedata
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+
+from pidgin_cli.core.errors import LogError, NotFound, SpecError
+
+__all__ = ["ExperimentFolder", "OutputRoot", "new_id", "slug"]
+
+_ALPHABET = string.ascii_lowercase + string.digits
+_FOLDER = re.compile(r"experiment_(?P<id>[a-z0-9]{8})(?:_(?P<name>.*))?_(?P<date>\d{8})")
+
+
+def new_id() -> str:
+    """A random experiment id."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(8))
+
+
+def slug(name: str) -> str:
+    """`name` as it may stand in a file name: ASCII letters, digits and hyphens, at most 60."""
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:60].strip("-")
+
+
+class ExperimentFolder:
+    """One experiment on disk; see DESIGN 5.1 for the layout."""
+
+    def __init__(self, path: Path) -> None:
+        match = _FOLDER.fullmatch(path.name)
+        if match is None:
+            raise LogError(f"{path} is not the folder of an experiment")
+        self.path = path
+        self.experiment_id: str = match["id"]
+        self.slug: str = match["name"] or ""
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / "manifest.json"
+
+    @property
+    def spec(self) -> Path:
+        return self.path / "spec.yaml"
+
+    @property
+    def events(self) -> Path:
+        """The log of the experiment itself."""
+        return self.path / "experiment_events.jsonl"
+
+    def log(self, conversation_id: str) -> Path:
+        return self.path / f"conv_{conversation_id}_events.jsonl"
+
+    def logs(self) -> dict[str, Path]:
+        """The logs of the conversations that have begun, by conversation id, in order of their number."""
+        found = {path.name[len("conv_") : -len("_events.jsonl")]: path for path in self.path.glob("conv_*_events.jsonl")}
+        return dict(sorted(found.items(), key=lambda item: (len(item[0]), item[0])))
+
+
+class OutputRoot:
+    """The folder that holds everything Pidgin writes: `-o`, or `PIDGIN_OUTPUT`, or `./pidgin_output`."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = (path or Path(os.environ.get("PIDGIN_OUTPUT") or "pidgin_output")).absolute()
+
+    @property
+    def experiments(self) -> Path:
+        return self.path / "experiments"
+
+    @property
+    def active(self) -> Path:
+        return self.experiments / "active"
+
+    @property
+    def run_logs(self) -> Path:
+        return self.experiments / "logs"
+
+    def pid_file(self, experiment_id: str) -> Path:
+        return self.active / f"exp_{experiment_id}.pid"
+
+    def prepare(self) -> None:
+        """Make the folders. Raises SpecError when that is not possible here."""
+        for folder in (self.experiments, self.active, self.run_logs):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError):
+                raise SpecError(f"{self.path} is not a folder; choose another with -o") from None
+            except OSError as error:
+                raise SpecError(f"{self.path} cannot be written: {error.strerror}; choose another with -o") from None
+        if not os.access(self.experiments, os.W_OK | os.X_OK):
+            raise SpecError(f"{self.experiments} cannot be written: Permission denied; choose another with -o")
+
+    def create(
+        self, experiment_id: str, name: str | None, today: date, files: dict[str, bytes]
+    ) -> ExperimentFolder:
+        """Make an experiment's folder with its first files in it; it appears by one rename.
+
+        Raises:
+            SpecError: the root is not writable, or the disk is full.
+        """
+        self.prepare()
+        stem = "_".join(part for part in ("experiment", experiment_id, slug(name or ""), f"{today:%Y%m%d}") if part)
+        path = self.experiments / stem
+        making = self.experiments / f".{stem}.making"
+        try:
+            making.mkdir()
+            for file_name, content in files.items():
+                (making / file_name).write_bytes(content)
+            making.rename(path)
+        except OSError as error:
+            shutil.rmtree(making, ignore_errors=True)
+            what = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror
+            raise SpecError(f"{self.experiments} cannot be written: {what}; choose another with -o") from None
+        return ExperimentFolder(path)
+
+    def folders(self) -> Iterator[ExperimentFolder]:
+        """Every experiment, newest first."""
+        try:
+            paths = [path for path in self.experiments.iterdir() if _FOLDER.fullmatch(path.name) and path.is_dir()]
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
+            yield ExperimentFolder(path)
+
+    def find(self, wanted: str) -> ExperimentFolder:
+        """The experiment with this id, unique prefix of an id, name, folder, or conversation id.
+
+        Raises:
+            NotFound: nothing or more than one thing fits; the text lists what is near.
+        """
+        folders = list(self.folders())
+        as_path = Path(wanted)
+        if as_path.is_dir() and _FOLDER.fullmatch(as_path.absolute().name):
+            return ExperimentFolder(as_path.absolute())
+        experiment_id = wanted.rpartition("-")[0] if re.fullmatch(r"[a-z0-9]{8}-\d+", wanted) else wanted
+        for folder in folders:
+            if folder.experiment_id == experiment_id:
+                return folder
+        named = [f for f in folders if f.slug and f.slug == slug(wanted)]
+        fitting = named or [f for f in folders if f.experiment_id.startswith(wanted)]
+        if len(fitting) == 1:
+            return fitting[0]
+        if fitting:
+            raise NotFound(f"{wanted!r} is ambiguous: {_listed(fitting)}; use the id")
+        if not folders:
+            raise NotFound(f"no experiment {wanted!r}: there is nothing in {self.experiments} yet")
+        raise NotFound(f"no experiment {wanted!r} in {self.experiments}; the newest are {_listed(folders)}")
+
+
+def _listed(folders: list[ExperimentFolder]) -> str:
+    shown = ", ".join(f.experiment_id + (f" ({f.slug})" if f.slug else "") for f in folders[:5])
+    return shown + (", …" if len(folders) > 5 else "")

@@ -1,0 +1,287 @@
+"""Writing and reading one conversation's (or experiment's) `*.jsonl`."""
+
+import asyncio
+import ctypes
+import fcntl
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import aiofiles
+from msgspec.structs import force_setattr
+
+from pidgin_cli.core.errors import LogError
+from pidgin_cli.core.events import Event
+
+from .codec import Skipped, decode, encode_into
+
+__all__ = ["Durability", "EventLog", "Record", "Syncer", "read_record", "tail"]
+
+Durability = Literal["message", "strict", "none"]
+"""`message`: written before the next request, fsynced within 0.2 s. `strict`: fsynced before it. `none`: no fsync."""
+
+_now = datetime.now
+
+
+class Syncer:
+    """Groups the fsyncs of many logs: descriptors that become dirty while one group syncs form the next.
+
+    One per process and event loop. A failed fsync is kept and raised to every log that writes afterwards: after it,
+    nobody knows what is on the disk.
+    """
+
+    WAIT_S = 0.1
+    """How long a write may wait for companions."""
+    SYNCFS_FROM = 8
+    """Files in a group from which one `syncfs` costs less than a `fdatasync` each."""
+
+    def __init__(self) -> None:
+        self._dirty: set[int] = set()
+        self._waiters: list[asyncio.Future[None]] = []
+        self._task: asyncio.Task[None] | None = None
+        self._hurry = asyncio.Event()
+        self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="pidgin-fsync")
+        self.error: OSError | None = None
+
+    def mark(self, fd: int) -> None:
+        """`fd` has been written to; sync it within 0.2 s."""
+        self._dirty.add(fd)
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def synced(self, fd: int) -> None:
+        """Return when everything written to `fd` so far is on the disk. Raises LogError when that failed."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        self.mark(fd)
+        self._hurry.set()
+        await waiter
+        self.check()
+
+    def forget(self, fd: int) -> None:
+        """`fd` is about to be closed."""
+        self._dirty.discard(fd)
+
+    def check(self) -> None:
+        if self.error is not None:
+            raise LogError(f"the disk did not take the record: {self.error.strerror}") from self.error
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._dirty:
+            if not self._hurry.is_set():
+                timer = loop.call_later(self.WAIT_S, self._hurry.set)
+                await self._hurry.wait()
+                timer.cancel()
+            self._hurry.clear()
+            group, self._dirty = self._dirty, set()
+            waiters, self._waiters = self._waiters, []
+            try:
+                await loop.run_in_executor(self._pool, _sync, group)
+            except OSError as error:
+                self.error = error
+            finally:
+                for waiter in waiters:
+                    if not waiter.done():
+                        waiter.set_result(None)
+        self._task = None
+
+    async def aclose(self) -> None:
+        """Sync what is dirty and stop."""
+        self._hurry.set()
+        if self._task is not None:
+            await self._task
+        self._pool.shutdown()
+
+
+def _sync(group: set[int]) -> None:
+    if len(group) >= Syncer.SYNCFS_FROM and (syncfs := _syncfs()) is not None:
+        # One output root, one file system: syncing any of its descriptors syncs them all.
+        fd = next(iter(group))
+        if syncfs(fd) != 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        return
+    for fd in group:
+        os.fdatasync(fd)
+
+
+def _syncfs() -> Callable[[int], int] | None:
+    try:
+        return ctypes.CDLL(None, use_errno=True).syncfs
+    except (OSError, AttributeError):
+        return None
+
+
+class EventLog:
+    """The one writer of one log file.
+
+    `append` stamps an event and encodes it into a buffer; `flush` writes the buffer with one call. The conductor
+    flushes before every request and whenever it waits, so a killed process loses at most the message in flight.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        experiment_id: str,
+        conversation_id: str | None,
+        syncer: Syncer,
+        durability: Durability = "message",
+        next_seq: int = 0,
+    ) -> None:
+        """Open `path` for appending. Raises LogError when it cannot be opened or another process writes it."""
+        self.path = path
+        self.durability = durability
+        self.seq = next_seq
+        self._experiment_id = experiment_id
+        self._conversation_id = conversation_id
+        self._id = f"{conversation_id or experiment_id}:"
+        self._syncer = syncer
+        self._buffer = bytearray()
+        self._fd: int | None = None
+        try:
+            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._abandon()
+            raise LogError(f"{path.name} is being written by another process; wait for it or stop it first") from None
+        except OSError as error:
+            self._abandon()
+            raise LogError(f"{path} cannot be written: {error.strerror}") from error
+
+    def append(self, event: Event) -> None:
+        """Give the event its place in the file. It is on its way, not yet written: see `flush`."""
+        seq = self.seq
+        force_setattr(event, "event_id", self._id + str(seq))
+        force_setattr(event, "seq", seq)
+        force_setattr(event, "timestamp", _now(UTC))
+        force_setattr(event, "experiment_id", self._experiment_id)
+        force_setattr(event, "conversation_id", self._conversation_id)
+        encode_into(event, self._buffer)
+        self.seq = seq + 1
+
+    def flush(self) -> None:
+        """Write what has been appended. Raises LogError when the disk does not take it."""
+        if not self._buffer:
+            return
+        if self._fd is None:
+            raise LogError(f"{self.path.name} is closed")
+        self._syncer.check()
+        try:
+            while self._buffer:
+                written = os.write(self._fd, self._buffer)
+                del self._buffer[:written]
+        except OSError as error:
+            raise LogError(
+                f"the record cannot be written to {self.path}: {error.strerror}; free some room, then resume"
+            ) from error
+        if self.durability != "none":
+            self._syncer.mark(self._fd)
+
+    async def commit(self) -> None:
+        """`flush`, and with durability `strict` wait until the disk has it."""
+        self.flush()
+        if self.durability == "strict" and self._fd is not None:
+            await self._syncer.synced(self._fd)
+
+    async def aclose(self) -> None:
+        """Write, sync and close."""
+        if self._fd is None:
+            return
+        try:
+            self.flush()
+            if self.durability != "none":
+                await self._syncer.synced(self._fd)
+        finally:
+            self._abandon()
+
+    def _abandon(self) -> None:
+        if self._fd is not None:
+            self._syncer.forget(self._fd)
+            os.close(self._fd)
+            self._fd = None
+
+
+class Record(NamedTuple):
+    """What a log file holds."""
+
+    events: list[Event]
+    skipped: list[Skipped]
+    whole_bytes: int
+    """Length up to the end of the last whole line."""
+    total_bytes: int
+    last_line_open: bool = False
+    """The last line is a whole event, but its newline is missing."""
+
+
+def read_record(path: Path) -> Record:
+    """Read a log. Damaged lines are reported in `skipped` and never stop the reading.
+
+    Raises:
+        NotFound, LogError: there is no such file, or it cannot be read.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise LogError(f"{path} cannot be read: {error.strerror}") from error
+    events: list[Event] = []
+    skipped: list[Skipped] = []
+    whole = len(data)
+    last_open = False
+    for number, line, complete in _lines(data):
+        item = decode(line, number)
+        if isinstance(item, Skipped) and not complete:
+            skipped.append(item._replace(why="torn"))
+            whole -= len(line)
+        elif isinstance(item, Skipped):
+            skipped.append(item)
+        else:
+            events.append(item)
+            last_open = not complete
+    return Record(events, skipped, whole, len(data), last_open)
+
+
+def _lines(data: bytes) -> Iterator[tuple[int, bytes, bool]]:
+    pieces = data.split(b"\n")
+    last = pieces.pop()
+    for number, line in enumerate(pieces, 1):
+        if line.strip():
+            yield number, line, True
+    if last:
+        yield len(pieces) + 1, last, False
+
+
+async def tail(
+    path: Path, *, poll_s: float = 0.1, until: Callable[[], bool] = lambda: False
+) -> AsyncIterator[Event | Skipped]:
+    """Events of a log from its first line on, then new ones as they are written.
+
+    A line without its newline is not handed out until it is whole; a file that shrinks (a torn tail moved away on
+    resume) or does not exist yet is waited for. Ends when `until()` is true and everything whole has been read.
+    """
+    position = 0
+    number = 0
+    rest = b""
+    while True:
+        ending = until()
+        try:
+            async with aiofiles.open(path, "rb") as file:
+                if (await file.seek(0, os.SEEK_END)) < position + len(rest):
+                    rest = b""
+                await file.seek(position + len(rest))
+                data = rest + await file.read()
+        except FileNotFoundError:
+            data = b""
+        *lines, rest = data.split(b"\n")
+        for line in lines:
+            number += 1
+            position += len(line) + 1
+            if line.strip():
+                yield decode(line, number)
+        if ending:
+            return
+        if not lines:
+            await asyncio.sleep(poll_s)

@@ -1,0 +1,357 @@
+"""Claude, and any server that speaks the Anthropic Messages API, through the official SDK."""
+
+import os
+import re
+import warnings
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from typing import Any
+
+import anthropic as sdk
+import httpx2
+from anthropic.types import MessageDeltaUsage, RawMessageStreamEvent
+from anthropic.types import Usage as MessageUsage
+
+from pidgin_cli.core.errors import (
+    AuthenticationFailed,
+    ContentFiltered,
+    ContextLengthExceeded,
+    Overloaded,
+    ProviderError,
+    ProviderTimeout,
+    ProviderUnavailable,
+    RateLimited,
+    RequestRejected,
+)
+from pidgin_cli.core.types import (
+    Delta,
+    Finish,
+    FinishReason,
+    Message,
+    ModelRequest,
+    Role,
+    TextDelta,
+    ThinkingDelta,
+    ToolCallDelta,
+    Usage,
+    UsageDelta,
+)
+
+from .base import Timeouts
+from .registry import PROVIDERS
+from .wire import CUT_OFF, api_key, arguments_of, base_url, error_class, message_in, one_line, retry_after_s
+
+__all__ = ["AnthropicProvider", "default_max_tokens"]
+
+INFO = PROVIDERS["anthropic"]
+DEFAULT_THINK_BUDGET = 4096
+
+# Advice of the SDK to programmers, which would land in the middle of a conversation on the screen.
+warnings.filterwarnings("ignore", message="Using Claude with .* is deprecated", category=UserWarning)
+
+FINISH_REASONS = {
+    "end_turn": FinishReason.STOP,
+    "stop_sequence": FinishReason.STOP,
+    "max_tokens": FinishReason.LENGTH,
+    "model_context_window_exceeded": FinishReason.LENGTH,
+    "tool_use": FinishReason.TOOL_CALLS,
+    "refusal": FinishReason.REFUSAL,
+}
+
+ERRORS: dict[type[Exception], type[ProviderError]] = {
+    sdk.AnthropicError: ProviderUnavailable,
+    sdk.RetryableError: ProviderUnavailable,
+    sdk.CredentialsError: AuthenticationFailed,
+    sdk.IdentityTokenFileError: AuthenticationFailed,
+    sdk.WorkloadIdentityError: AuthenticationFailed,
+    sdk.APIError: ProviderUnavailable,
+    sdk.APIConnectionError: ProviderUnavailable,
+    sdk.APITimeoutError: ProviderTimeout,
+    sdk.APIResponseValidationError: ProviderUnavailable,
+    sdk.APIWebhookValidationError: RequestRejected,
+    sdk.APIStatusError: RequestRejected,  # refined by status, or by type within a stream
+    sdk.BadRequestError: RequestRejected,
+    sdk.ClaudeCodeKeyCreatorNotMemberError: RequestRejected,
+    sdk.ClaudeCodeVersionTooOldError: RequestRejected,
+    sdk.CMEKKeyDisabledError: RequestRejected,
+    sdk.CMEKKeyNetworkBlockedError: RequestRejected,
+    sdk.OrganizationOnHoldError: AuthenticationFailed,
+    sdk.OrganizationTypeNotSupportedError: AuthenticationFailed,
+    sdk.ParentOrganizationRequiredError: AuthenticationFailed,
+    sdk.RequestBodyEncodingInvalidError: RequestRejected,
+    sdk.RequestBodyEncodingUnsupportedError: RequestRejected,
+    sdk.AuthenticationError: AuthenticationFailed,
+    # Without money the key may not use the model, and asking again does not help.
+    sdk.PaymentRequiredError: AuthenticationFailed,
+    sdk.LinkedOrganizationBillingUnavailableError: AuthenticationFailed,
+    sdk.LinkedOrganizationSpendLimitReachedError: AuthenticationFailed,
+    sdk.ContractSpendLimitReachedError: AuthenticationFailed,
+    sdk.EnforcedSpendLimitReachedError: AuthenticationFailed,
+    sdk.PermissionDeniedError: AuthenticationFailed,
+    sdk.SandboxEgressRestrictedError: AuthenticationFailed,
+    sdk.NotFoundError: RequestRejected,
+    sdk.RequestTimeoutError: ProviderTimeout,
+    sdk.ConflictError: Overloaded,
+    sdk.PreconditionFailedError: RequestRejected,
+    sdk.ContentTooLargeError: ContextLengthExceeded,
+    sdk.RequestBodyTooLargeAfterDecodingError: ContextLengthExceeded,
+    sdk.UnprocessableEntityError: RequestRejected,
+    sdk.RateLimitError: RateLimited,
+    sdk.RampLimitExceededError: RateLimited,
+    sdk.RequestHeaderFieldsTooLargeError: RequestRejected,
+    sdk.ClientClosedRequestError: ProviderUnavailable,
+    sdk.InternalServerError: Overloaded,
+    sdk.HTTPNotImplementedError: RequestRejected,
+    sdk.ServiceUnavailableError: Overloaded,
+    sdk.CMEKContextUnavailableError: Overloaded,
+    sdk.CMEKKeyUnreachableError: Overloaded,
+    sdk.GatewayTimeoutError: Overloaded,
+    sdk.OverloadedError: Overloaded,
+    # A stream that is cut midway leaves the SDK as it comes from the HTTP library.
+    httpx2.TimeoutException: ProviderTimeout,
+    httpx2.HTTPError: ProviderUnavailable,
+    httpx2.StreamError: ProviderUnavailable,
+    UnicodeEncodeError: RequestRejected,
+    # The SDK builds its models unchecked, so JSON of another shape (a proxy, another server) shows up as one of these.
+    ValueError: ProviderUnavailable,
+    TypeError: ProviderUnavailable,
+    AttributeError: ProviderUnavailable,
+}
+"""Every class the SDK exports. The nearest one along an exception's own ancestry counts."""
+
+STREAM_ERRORS: dict[str, type[ProviderError]] = {
+    "invalid_request_error": RequestRejected,
+    "authentication_error": AuthenticationFailed,
+    "billing_error": AuthenticationFailed,
+    "permission_error": AuthenticationFailed,
+    "not_found_error": RequestRejected,
+    "request_too_large": ContextLengthExceeded,
+    "rate_limit_error": RateLimited,
+    "timeout_error": ProviderTimeout,
+    "api_error": Overloaded,
+    "overloaded_error": Overloaded,
+    "conflict_error": Overloaded,
+}
+"""`error.type` of an error event; the HTTP status was 200 by then."""
+
+
+def default_max_tokens(model: str) -> int:
+    """The most that `model` may write, or less where that is not sure: the API wants a limit, but none too high."""
+    version = _version(model)
+    if version is None:
+        return 64_000 if "claude" in model else 8192
+    if version < (3, 7):
+        return 4096 if version < (3, 5) else 8192
+    return 32_000 if version < (4, 5) and "opus" in model else 64_000
+
+
+def _version(model: str) -> tuple[int, int] | None:
+    """(4, 6) of `claude-opus-4-6` or `claude-4-6-opus`; a date is not a version."""
+    found = re.search(r"claude-(?:[a-z]+-)?(\d{1,2})(?:[-.](\d{1,2}))?(?!\d)", model)
+    return (int(found[1]), int(found[2] or 0)) if found else None
+
+
+def _thinks_adaptively(model: str) -> bool:
+    """Whether the model takes `adaptive`: Claude from 4.6 on; later ones refuse a budget. Without a number: new."""
+    version = _version(model)
+    return "claude" in model if version is None else version >= (4, 6)
+
+
+class AnthropicProvider:
+    """Asks Claude.
+
+    Key and address come from `ANTHROPIC_API_KEY` (or `ANTHROPIC_AUTH_TOKEN`) and `ANTHROPIC_BASE_URL`.
+    """
+
+    def __init__(self, timeouts: Timeouts) -> None:
+        token = os.environ.get("ANTHROPIC_AUTH_TOKEN")
+        key = None if token and not os.environ.get("ANTHROPIC_API_KEY") else api_key(INFO)
+        self._secrets = (key or "", token or "")
+        self._client = sdk.AsyncAnthropic(
+            api_key=key,
+            auth_token=None if key else token,
+            base_url=base_url(INFO, "https://api.anthropic.com"),
+            timeout=httpx2.Timeout(None, connect=timeouts.connect_s),
+            max_retries=0,
+        )
+
+    def effective_parameters(self, request: ModelRequest) -> dict[str, Any]:
+        """What is sent besides model and text, under the API's own names, defaults of ours included."""
+        settings = request.settings
+        max_tokens = settings.max_tokens if settings.max_tokens is not None else default_max_tokens(request.model)
+        parameters: dict[str, Any] = {"max_tokens": max_tokens}
+        for name in ("temperature", "top_p"):
+            if (value := getattr(settings, name)) is not None:
+                parameters[name] = value
+        if settings.stop is not None:
+            parameters["stop_sequences"] = list(settings.stop)
+        if settings.effort is not None:
+            parameters["output_config"] = {"effort": settings.effort}
+        if settings.think is False:
+            parameters["thinking"] = {"type": "disabled"}
+        elif settings.think_budget is not None:
+            # A budget that was asked for is sent; a model that takes none says so.
+            parameters["thinking"] = {"type": "enabled", "budget_tokens": settings.think_budget}
+        elif settings.think and _thinks_adaptively(request.model):
+            # Newer models keep their thinking to themselves unless asked.
+            parameters["thinking"] = {"type": "adaptive", "display": "summarized"}
+        elif settings.think:
+            budget = min(DEFAULT_THINK_BUDGET, max_tokens - 1)
+            parameters["thinking"] = {"type": "enabled", "budget_tokens": budget}
+        return parameters
+
+    async def stream_response(self, request: ModelRequest) -> AsyncIterator[Delta]:
+        parameters = self.effective_parameters(request)
+        # SDK 2 has no arguments for these.
+        extra = {name: parameters.pop(name) for name in ("temperature", "top_p") if name in parameters}
+        with self._translating():
+            stream = await self._client.messages.create(
+                model=request.model,
+                messages=_messages(request.messages),
+                system=request.system or sdk.omit,
+                stream=True,
+                extra_body=extra or None,
+                **parameters,
+            )
+            async with stream, aclosing(_deltas(stream)) as deltas:
+                async for delta in deltas:
+                    yield delta
+
+    async def aclose(self) -> None:
+        await self._client.close()
+
+    @contextmanager
+    def _translating(self) -> Iterator[None]:
+        try:
+            yield
+        except ProviderError:
+            raise
+        except tuple(ERRORS) as exc:
+            raise translate(exc, *self._secrets) from exc
+
+
+def translate(exc: Exception, *secrets: str) -> ProviderError:
+    """The SDK's exception as ours, by its type."""
+    kind = next(ERRORS[cls] for cls in type(exc).__mro__ if cls in ERRORS)
+    text, status, retry_after = str(exc), None, None
+    match exc:
+        case sdk.APIStatusError():
+            text = message_in(exc.body) or f"the server answered with status {exc.status_code}"
+            retry_after = retry_after_s(exc.response.headers)
+            if exc.status_code < 400:
+                kind = STREAM_ERRORS.get(str(exc.type), Overloaded)
+            else:
+                status = exc.status_code
+                if type(exc) is sdk.APIStatusError:
+                    kind = error_class(status)
+            if kind is RequestRejected:
+                # The vendor has one code, invalid_request_error, for all of these; only the wording tells.
+                if "prompt is too long" in text or "exceed context limit" in text:
+                    kind = ContextLengthExceeded
+                elif "content filtering policy" in text:
+                    kind = ContentFiltered
+        case sdk.APIConnectionError():
+            text = f"no connection to {exc.request.url.host}: {exc.__cause__ or exc}"
+        case httpx2.HTTPError() | httpx2.StreamError():
+            text = f"{CUT_OFF}: {text or type(exc).__name__}"
+        case UnicodeEncodeError():
+            text = "the request holds text that UTF-8 cannot carry"
+        case ValueError() | TypeError() | AttributeError():
+            text = f"the server sent what the Anthropic API does not: {exc}"
+    return kind(one_line(text, *secrets), provider=INFO.name, status=status, retry_after_s=retry_after)
+
+
+def _messages(messages: Sequence[Message]) -> list[Any]:
+    sent: list[Any] = []
+    for message in messages:
+        if message.tool_result is not None:
+            result = message.tool_result
+            block: dict[str, Any] = {"type": "tool_result", "tool_use_id": result.call_id, "content": result.content}
+            if result.is_error:
+                block["is_error"] = True
+            # The results of calls made together belong into one message.
+            if sent and sent[-1]["role"] == "user" and isinstance(sent[-1]["content"], list):
+                sent[-1]["content"].append(block)
+            else:
+                sent.append({"role": "user", "content": [block]})
+            continue
+        blocks: list[Any] = [
+            {"type": "thinking", "thinking": thought.text, "signature": thought.signature}
+            for thought in message.thinking
+            if thought.signature is not None and message.role is Role.ASSISTANT
+        ]
+        if message.tool_calls or blocks:
+            if message.content:
+                blocks.append({"type": "text", "text": message.content})
+            blocks += (
+                {"type": "tool_use", "id": call.id, "name": call.name, "input": arguments_of(call.arguments)}
+                for call in message.tool_calls
+            )
+        sent.append({"role": str(message.role), "content": blocks or message.content})
+    return sent
+
+
+async def _deltas(stream: sdk.AsyncStream[RawMessageStreamEvent]) -> AsyncGenerator[Delta]:
+    reason: str | None = None
+    model = request_id = None
+    counted: dict[str, int] = {}
+    whole = False
+    async for event in stream:
+        match event.type:
+            case "message_start":
+                model, request_id = event.message.model, event.message.id
+                # Its count of output tokens is that of a reply just begun.
+                if usage := _usage(event.message.usage, counted, output=False):
+                    yield UsageDelta(usage)
+            case "content_block_start":
+                block = event.content_block
+                if block.type == "text" and block.text:
+                    yield TextDelta(block.text)
+                elif block.type == "thinking" and block.thinking:
+                    yield ThinkingDelta(block.thinking)
+                elif block.type == "tool_use":
+                    yield ToolCallDelta(event.index, id=block.id, name=block.name)
+            case "content_block_delta":
+                delta = event.delta
+                if delta.type == "text_delta" and delta.text:
+                    yield TextDelta(delta.text)
+                elif delta.type == "thinking_delta" and delta.thinking:
+                    yield ThinkingDelta(delta.thinking)
+                elif delta.type == "signature_delta":
+                    yield ThinkingDelta("", signature=delta.signature)
+                elif delta.type == "input_json_delta":
+                    yield ToolCallDelta(event.index, arguments=delta.partial_json)
+            case "message_delta":
+                reason = event.delta.stop_reason or reason
+                if usage := _usage(event.usage, counted, output=True):
+                    yield UsageDelta(usage)
+            case "message_stop":
+                whole = True
+    if not whole:
+        kind = stream.response.headers.get("content-type", "nothing known")
+        raise ProviderUnavailable(
+            CUT_OFF if kind.startswith("text/event-stream") else f"{CUT_OFF}: the server answered with {kind}",
+            provider=INFO.name,
+        )
+    yield Finish(
+        reason=FINISH_REASONS.get(reason or "", FinishReason.UNKNOWN),
+        model=model,
+        request_id=stream.response.headers.get("request-id") or request_id,
+    )
+
+
+def _usage(reported: MessageUsage | MessageDeltaUsage | None, counted: dict[str, int], *, output: bool) -> Usage | None:
+    """All that was reported so far; `counted` keeps the parts of the input, which the API does not repeat."""
+    if reported is None:
+        return None
+    for name in ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"):
+        if (count := getattr(reported, name, None)) is not None:
+            counted[name] = count
+    details = reported.output_tokens_details
+    return Usage(
+        prompt_tokens=sum(counted.values()) if "input_tokens" in counted else None,
+        completion_tokens=reported.output_tokens if output else None,
+        thinking_tokens=details.thinking_tokens if output and details is not None else None,
+        cached_tokens=counted.get("cache_read_input_tokens"),
+        cache_write_tokens=counted.get("cache_creation_input_tokens"),
+    )

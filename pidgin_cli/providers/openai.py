@@ -1,0 +1,271 @@
+"""OpenAI, and any server that speaks its chat completions API (vLLM, llama.cpp, Groq, …), through the official SDK."""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+import openai as sdk
+from openai.types import CompletionUsage
+from openai.types.chat import ChatCompletionChunk
+
+from pidgin_cli.core.errors import (
+    AuthenticationFailed,
+    ContentFiltered,
+    ContextLengthExceeded,
+    Overloaded,
+    ProviderError,
+    ProviderTimeout,
+    ProviderUnavailable,
+    RateLimited,
+    RequestRejected,
+)
+from pidgin_cli.core.types import (
+    Delta,
+    Finish,
+    FinishReason,
+    Message,
+    ModelRequest,
+    TextDelta,
+    ThinkingDelta,
+    ToolCallDelta,
+    Usage,
+    UsageDelta,
+)
+
+from .base import Timeouts
+from .registry import PROVIDERS
+from .wire import CUT_OFF, api_key, base_url, error_class, message_in, one_line, retry_after_s
+
+__all__ = ["OpenAIProvider"]
+
+INFO = PROVIDERS["openai"]
+
+FINISH_REASONS = {
+    "stop": FinishReason.STOP,
+    "length": FinishReason.LENGTH,
+    "tool_calls": FinishReason.TOOL_CALLS,
+    "function_call": FinishReason.TOOL_CALLS,
+    "content_filter": FinishReason.CONTENT_FILTER,
+}
+
+ERRORS: dict[type[Exception], type[ProviderError]] = {
+    sdk.OpenAIError: ProviderUnavailable,
+    sdk.APIError: Overloaded,  # within a stream; refined by its code
+    sdk.APIConnectionError: ProviderUnavailable,
+    sdk.APITimeoutError: ProviderTimeout,
+    sdk.APIResponseValidationError: ProviderUnavailable,
+    sdk.APIStatusError: RequestRejected,  # refined by status
+    sdk.BadRequestError: RequestRejected,
+    sdk.AuthenticationError: AuthenticationFailed,
+    sdk.OAuthError: AuthenticationFailed,
+    sdk.PermissionDeniedError: AuthenticationFailed,
+    sdk.NotFoundError: RequestRejected,
+    sdk.ConflictError: Overloaded,
+    sdk.UnprocessableEntityError: RequestRejected,
+    sdk.RateLimitError: RateLimited,
+    sdk.InternalServerError: Overloaded,
+    sdk.LengthFinishReasonError: ProviderUnavailable,
+    sdk.ContentFilterFinishReasonError: ContentFiltered,
+    sdk.WebSocketConnectionClosedError: ProviderUnavailable,
+    sdk.WebSocketQueueFullError: ProviderUnavailable,
+    # The SDK wraps these; named in case one slips through.
+    httpx2.TimeoutException: ProviderTimeout,
+    httpx2.HTTPError: ProviderUnavailable,
+    httpx2.StreamError: ProviderUnavailable,
+    UnicodeEncodeError: RequestRejected,
+    # The SDK builds its models unchecked, so JSON of another shape (a proxy, another server) shows up as one of these.
+    ValueError: ProviderUnavailable,
+    TypeError: ProviderUnavailable,
+    AttributeError: ProviderUnavailable,
+}
+"""Every class the SDK exports. The nearest one along an exception's own ancestry counts."""
+
+CODES: dict[str, type[ProviderError]] = {
+    "context_length_exceeded": ContextLengthExceeded,
+    "exceed_context_size_error": ContextLengthExceeded,  # llama.cpp
+    "string_above_max_length": ContextLengthExceeded,
+    "content_filter": ContentFiltered,
+    "content_policy_violation": ContentFiltered,
+    # Without money the key may not use the model, and asking again does not help.
+    "insufficient_quota": AuthenticationFailed,
+    "invalid_api_key": AuthenticationFailed,
+    "authentication_error": AuthenticationFailed,
+    "rate_limit_exceeded": RateLimited,
+    "rate_limit_error": RateLimited,
+    "server_error": Overloaded,
+    "overloaded_error": Overloaded,
+    "timeout": ProviderTimeout,
+    "invalid_request_error": RequestRejected,
+    "model_not_found": RequestRejected,
+}
+"""What `error.code`, or else `error.type`, says more exactly than the HTTP status, or alone within a stream."""
+
+
+class OpenAIProvider:
+    """Asks GPT or a compatible server. Key and address come from `OPENAI_API_KEY` and `OPENAI_BASE_URL`."""
+
+    def __init__(self, timeouts: Timeouts) -> None:
+        url = base_url(INFO, f"https://{INFO.home}/v1")
+        key = api_key(INFO)
+        self._secrets = (key,)
+        # OpenAI's newer models refuse the old name of the limit, many other servers do not know the new one.
+        host = f".{urlsplit(url).hostname}"
+        self._limit_name = "max_completion_tokens" if host.endswith((".openai.com", ".azure.com")) else "max_tokens"
+        self._client = sdk.AsyncOpenAI(
+            api_key=key,
+            base_url=url,
+            timeout=httpx2.Timeout(None, connect=timeouts.connect_s),
+            max_retries=0,
+        )
+
+    def effective_parameters(self, request: ModelRequest) -> dict[str, Any]:
+        """What is sent besides model and text, under the API's own names. A thinking budget has none here."""
+        settings = request.settings
+        parameters: dict[str, Any] = {}
+        for name in ("temperature", "top_p", "seed"):
+            if (value := getattr(settings, name)) is not None:
+                parameters[name] = value
+        if settings.max_tokens is not None:
+            parameters[self._limit_name] = settings.max_tokens
+        if settings.stop is not None:
+            parameters["stop"] = list(settings.stop)
+        if settings.think is False:
+            parameters["reasoning_effort"] = "none"
+        elif settings.effort is not None or settings.think:
+            parameters["reasoning_effort"] = settings.effort or "medium"
+        return parameters
+
+    async def stream_response(self, request: ModelRequest) -> AsyncIterator[Delta]:
+        with self._translating():
+            stream = await self._client.chat.completions.create(
+                model=request.model,
+                messages=_messages(request),
+                stream=True,
+                stream_options={"include_usage": True},
+                **self.effective_parameters(request),
+            )
+            async with stream, aclosing(_deltas(stream)) as deltas:
+                async for delta in deltas:
+                    yield delta
+
+    async def aclose(self) -> None:
+        await self._client.close()
+
+    @contextmanager
+    def _translating(self) -> Iterator[None]:
+        try:
+            yield
+        except ProviderError:
+            raise
+        except tuple(ERRORS) as exc:
+            raise translate(exc, *self._secrets) from exc
+
+
+def translate(exc: Exception, *secrets: str) -> ProviderError:
+    """The SDK's exception as ours, by its type and then by the code it carries."""
+    kind = next(ERRORS[cls] for cls in type(exc).__mro__ if cls in ERRORS)
+    text, status, retry_after = str(exc), None, None
+    match exc:
+        case sdk.APIConnectionError():
+            text = f"no connection to {exc.request.url.host}: {exc.__cause__ or exc}"
+        case sdk.APIResponseValidationError():
+            pass
+        case sdk.APIError():
+            text = message_in(exc.body) or exc.message
+            if isinstance(exc, sdk.APIStatusError):
+                status = exc.status_code
+                retry_after = retry_after_s(exc.response.headers)
+                text = message_in(exc.body) or f"the server answered with status {status}"
+                if type(exc) is sdk.APIStatusError:
+                    kind = error_class(status)
+            elif str(exc.code).isdecimal():
+                kind = error_class(int(str(exc.code)))  # OpenRouter and vLLM put an HTTP status there
+            if known := CODES.get(str(exc.code)) or CODES.get(str(exc.type)):
+                # `invalid_request_error` is also the type of authentication and quota errors.
+                kind = known if status is None or known is not RequestRejected else kind
+            # vLLM, Together and others have no code for this; only the wording tells.
+            if kind is RequestRejected and "maximum context length" in text:
+                kind = ContextLengthExceeded
+        case httpx2.HTTPError() | httpx2.StreamError():
+            text = f"{CUT_OFF}: {text or type(exc).__name__}"
+        case UnicodeEncodeError():
+            text = "the request holds text that UTF-8 cannot carry"
+        case ValueError() | TypeError() | AttributeError():
+            text = f"the server sent what the chat completions API does not: {exc}"
+    return kind(one_line(text, *secrets), provider=INFO.name, status=status, retry_after_s=retry_after)
+
+
+def _messages(request: ModelRequest) -> list[Any]:
+    sent: list[Any] = [{"role": "system", "content": request.system}] if request.system else []
+    sent += map(_message, request.messages)
+    return sent
+
+
+def _message(message: Message) -> dict[str, Any]:
+    if message.tool_result is not None:
+        return {"role": "tool", "tool_call_id": message.tool_result.call_id, "content": message.tool_result.content}
+    sent: dict[str, Any] = {"role": str(message.role), "content": message.content}
+    if message.tool_calls:
+        sent["content"] = message.content or None
+        sent["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments or "{}"}}
+            for call in message.tool_calls
+        ]
+    return sent
+
+
+async def _deltas(stream: sdk.AsyncStream[ChatCompletionChunk]) -> AsyncGenerator[Delta]:
+    reason: str | None = None
+    model = request_id = fingerprint = None
+    refused = False
+    async for chunk in stream:
+        model, request_id = chunk.model or model, chunk.id or request_id
+        fingerprint = chunk.system_fingerprint or fingerprint
+        if chunk.usage is not None:
+            yield UsageDelta(_usage(chunk.usage))
+        for choice in chunk.choices or ():
+            reason = choice.finish_reason or reason
+            delta = choice.delta
+            if delta is None:
+                continue
+            # Not in OpenAI's own API; vLLM, DeepSeek and OpenRouter use either name, some both for the same text.
+            if thought := getattr(delta, "reasoning_content", None) or getattr(delta, "reasoning", None):
+                yield ThinkingDelta(thought)
+            if delta.content:
+                yield TextDelta(delta.content)
+            if delta.refusal:
+                refused = True
+                yield TextDelta(delta.refusal)
+            for call in delta.tool_calls or ():
+                function = call.function
+                yield ToolCallDelta(
+                    call.index,
+                    id=call.id or "",
+                    name=(function and function.name) or "",
+                    arguments=(function and function.arguments) or "",
+                )
+    if reason is None:
+        kind = stream.response.headers.get("content-type", "nothing known")
+        raise ProviderUnavailable(
+            CUT_OFF if kind.startswith("text/event-stream") else f"{CUT_OFF}: the server answered with {kind}",
+            provider=INFO.name,
+        )
+    yield Finish(
+        reason=FinishReason.REFUSAL if refused else FINISH_REASONS.get(reason, FinishReason.UNKNOWN),
+        model=model,
+        request_id=stream.response.headers.get("x-request-id") or request_id,
+        fingerprint=fingerprint,
+    )
+
+
+def _usage(reported: CompletionUsage) -> Usage:
+    prompt, completion = reported.prompt_tokens_details, reported.completion_tokens_details
+    return Usage(
+        prompt_tokens=reported.prompt_tokens,
+        completion_tokens=reported.completion_tokens,
+        thinking_tokens=completion.reasoning_tokens if completion is not None else None,
+        cached_tokens=prompt.cached_tokens if prompt is not None else None,
+        cache_write_tokens=prompt.cache_write_tokens if prompt is not None else None,
+    )

@@ -1,0 +1,133 @@
+"""What the adapters of models behind HTTP share: address and key from the environment, and errors as one clear line."""
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from html import unescape
+from typing import Any
+from urllib.parse import urlsplit
+
+from pidgin_cli.core.errors import (
+    AuthenticationFailed,
+    ContextLengthExceeded,
+    Overloaded,
+    ProviderError,
+    ProviderTimeout,
+    RateLimited,
+    RequestRejected,
+    SpecError,
+)
+
+from .registry import ProviderInfo, missing_key
+
+__all__ = ["CUT_OFF", "api_key", "arguments_of", "base_url", "error_class", "message_in", "one_line", "retry_after_s"]
+
+CUT_OFF = "the stream ended before the reply was whole"
+PLACEHOLDER_KEY = "none-needed"
+"""For servers that want no key; the SDKs refuse to start without one."""
+MESSAGE_LIMIT = 500
+
+_STYLE = re.compile(r"<(script|style|head)\b.*?</\1\s*>|<!--.*?-->", re.DOTALL | re.IGNORECASE)
+_TAG = re.compile(r"<[^>]*>")
+_KEY = re.compile(r"\b(?:sk|gsk|xai|pk|rk)-[\w*.-]{4,}")
+
+
+def base_url(info: ProviderInfo, default: str) -> str:
+    """Where requests go. Raises SpecError for an address that is none."""
+    assert info.base_url_env is not None
+    url = os.environ.get(info.base_url_env) or default
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good:
+        # The address is not quoted: people put passwords into them.
+        raise SpecError(f"{info.base_url_env} is not an address like http://host:port/v1; correct or unset it")
+    return url
+
+
+def api_key(info: ProviderInfo) -> str:
+    """The key, or a placeholder where none is needed. Raises SpecError when it is missing or cannot be sent."""
+    assert info.key_env is not None
+    if (missing := missing_key(info)) is not None:
+        raise SpecError(f"{missing} is not set; export it with your {info.name} API key")
+    key = os.environ.get(info.key_env) or PLACEHOLDER_KEY
+    if not (key.isascii() and key.isprintable() and key == key.strip()):
+        # HTTP libraries quote such a value in their error text.
+        raise SpecError(f"{info.key_env} holds a blank, a line end or a letter that no key has; set it again")
+    return key
+
+
+def one_line(text: str, *secrets: str) -> str:
+    """A provider's text as one short line, without markup and without keys."""
+    if text.lstrip().startswith("<"):
+        title = re.search(r"<title[^>]*>(.*?)</title", text, re.DOTALL | re.IGNORECASE)
+        text = unescape(_TAG.sub(" ", f"{title[1] if title else ''} {_STYLE.sub(' ', text)}"))
+    for secret in secrets:
+        if secret and secret != PLACEHOLDER_KEY:
+            text = text.replace(secret, "[key]")
+    # Some vendors quote the wrong key back, half masked.
+    text = " ".join(_KEY.sub("[key]", text).split())
+    return text if len(text) <= MESSAGE_LIMIT else text[: MESSAGE_LIMIT - 1] + "…"
+
+
+def message_in(body: object) -> str:
+    """The human part of an error body in any of the shapes that servers send; empty when there is none."""
+    if isinstance(body, Mapping):
+        for name in ("error", "message", "detail"):
+            if text := message_in(body.get(name)):
+                return text
+        return ""
+    if isinstance(body, list):
+        return json.dumps(body)
+    return body if isinstance(body, str) else ""
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait as the provider asks: `retry-after-ms`, or `retry-after` in seconds or as a date."""
+    for name, per_second in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers.get(name, "")) / per_second
+        except ValueError:
+            continue
+        if math.isfinite(seconds):
+            return max(0.0, seconds)
+    try:
+        when = parsedate_to_datetime(headers.get("retry-after", ""))
+    except ValueError:
+        return None
+    if when.tzinfo is None:  # "-0000": UTC, source zone unknown
+        when = when.replace(tzinfo=UTC)
+    return max(0.0, (when - datetime.now(UTC)).total_seconds())
+
+
+def error_class(status: int) -> type[ProviderError]:
+    """What an HTTP status means where the SDK has no class of its own for it."""
+    match status:
+        case 401 | 402 | 403:
+            return AuthenticationFailed
+        case 408:
+            return ProviderTimeout
+        case 413:
+            return ContextLengthExceeded
+        case 429:
+            return RateLimited
+        case 409:
+            return Overloaded
+        case 501:
+            return RequestRejected
+    return Overloaded if status >= 500 else RequestRejected
+
+
+def arguments_of(text: str) -> dict[str, Any]:
+    """A tool call's arguments as the object that some APIs demand; what is not an object comes back as `text`."""
+    try:
+        arguments = json.loads(text or "{}")
+    except ValueError:
+        arguments = None
+    return arguments if isinstance(arguments, dict) else {"text": text}

@@ -1,0 +1,267 @@
+"""Concerns that cut across providers, each as a provider around another.
+
+Outermost first: `Retrying` → `Limited` → `Timed` → adapter. A back-off then holds no slot, and waiting is never
+mistaken for the model's latency.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import cast
+
+from msgspec.structs import replace
+
+from pidgin_cli.core.errors import ProviderError, ProviderTimeout, ProviderUnavailable, RateLimited
+from pidgin_cli.core.events import APIErrorEvent, Event, RateLimitEvent
+from pidgin_cli.core.types import Delta, Finish, ModelRequest, Retries, Timeouts, Timing, UsageDelta
+
+from .base import Provider, Report
+
+__all__ = ["Limited", "Limiter", "RetryPolicy", "Retrying", "Sleep", "Timed"]
+
+Sleep = Callable[[float], Awaitable[None]]
+"""Waits that many seconds; may raise `Stop` when the conversation is told to end meanwhile."""
+
+
+class _Watch:
+    """Cancels the running task when a stretch of waiting gets too long, at the cost of one timer per reply.
+
+    Used only around awaits inside one generator, so that it never interrupts the code that consumes the reply.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._deadline: float | None = None
+        self._task: asyncio.Task[object] | None = None
+        self._handle: asyncio.TimerHandle | None = None
+        self._expired = False
+
+    def start(self, deadline: float | None) -> None:
+        self._deadline = deadline
+        self._task = asyncio.current_task()
+        if deadline is not None and (self._handle is None or self._handle.when() > deadline):
+            if self._handle is not None:
+                self._handle.cancel()
+            self._handle = self._loop.call_at(deadline, self._check)
+
+    def stop(self) -> None:
+        self._deadline = None
+        self._task = None
+
+    def _check(self) -> None:
+        self._handle = None
+        if self._deadline is None or self._task is None:
+            return
+        if self._loop.time() < self._deadline:
+            self._handle = self._loop.call_at(self._deadline, self._check)
+        else:
+            self._expired = True
+            self._task.cancel()
+
+    def expired(self) -> bool:
+        """Whether the cancellation that just arrived was this watch's own, and takes it back."""
+        if self._expired and (task := asyncio.current_task()) is not None:
+            self._expired = False
+            return task.uncancel() == 0
+        return False
+
+    def close(self) -> None:
+        self.stop()
+        if self._handle is not None:
+            self._handle.cancel()
+
+
+class Timed:
+    """Measures a reply, and raises `ProviderTimeout` when a part of it takes too long."""
+
+    def __init__(self, inner: Provider, timeouts: Timeouts, provider: str) -> None:
+        self._inner = inner
+        self._timeouts = timeouts
+        self._provider = provider
+
+    async def stream_response(self, request: ModelRequest) -> AsyncIterator[Delta]:
+        clock = asyncio.get_running_loop().time
+        limits = self._timeouts
+        started = clock()
+        end = None if limits.total_s is None else started + limits.total_s
+        first: float | None = None
+        tokens: int | None = None
+        watch = _Watch()
+        stream = self._inner.stream_response(request)
+        limit, phase = limits.first_token_s, "the first token"
+        try:
+            while True:
+                deadline = end
+                if limit is not None:
+                    deadline = clock() + limit
+                    if end is not None and end < deadline:
+                        deadline = end
+                watch.start(deadline)
+                try:
+                    delta = await anext(stream)
+                except StopAsyncIteration:
+                    return
+                except asyncio.CancelledError:
+                    if not watch.expired():
+                        raise
+                    whole = end is not None and clock() >= end
+                    took = limits.total_s if whole else limit
+                    what = "the whole reply" if whole else phase
+                    raise ProviderTimeout(
+                        f"{self._provider}: {what} took longer than {took:g} s", provider=self._provider
+                    ) from None
+                finally:
+                    watch.stop()
+                if isinstance(delta, UsageDelta):
+                    tokens = delta.usage.completion_tokens or tokens
+                elif isinstance(delta, Finish):
+                    delta = replace(delta, timing=_timing(started, first, clock(), tokens))
+                elif first is None:
+                    first = clock()
+                    limit, phase = limits.gap_s, "the next piece"
+                yield delta
+        finally:
+            watch.close()
+            await _close(stream)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+def _timing(started: float, first: float | None, now: float, tokens: int | None) -> Timing:
+    writing = now - first if first is not None else 0.0
+    return Timing(
+        ttft_ms=None if first is None else round((first - started) * 1000, 3),
+        duration_ms=round((now - started) * 1000, 3),
+        tokens_per_s=round(tokens / writing, 2) if tokens and writing > 0.001 else None,
+    )
+
+
+async def _close(stream: AsyncIterator[Delta]) -> None:
+    if (aclose := getattr(stream, "aclose", None)) is not None:
+        await aclose()
+
+
+class Limiter:
+    """How many requests may be under way at once; shared by all conversations that use one provider."""
+
+    def __init__(self, concurrency: int) -> None:
+        self.concurrency = concurrency
+        self._places = asyncio.Semaphore(concurrency)
+
+    async def __aenter__(self) -> None:
+        await self._places.acquire()
+
+    async def __aexit__(self, *_: object) -> None:
+        self._places.release()
+
+
+class Limited:
+    """Waits for a place under a limit and says how long it waited."""
+
+    def __init__(self, inner: Provider, limiter: Limiter) -> None:
+        self._inner = inner
+        self._limiter = limiter
+
+    async def stream_response(self, request: ModelRequest) -> AsyncIterator[Delta]:
+        clock = asyncio.get_running_loop().time
+        asked = clock()
+        async with self._limiter, aclosing(self._inner.stream_response(request)) as stream:  # type: ignore[type-var]
+            queued = round((clock() - asked) * 1000, 3)
+            async for delta in stream:
+                if isinstance(delta, Finish):
+                    delta = replace(delta, timing=replace(delta.timing or Timing(), queued_ms=queued))
+                yield delta
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+class RetryPolicy:
+    """Decides what follows a failed attempt, says so in the record, and waits."""
+
+    def __init__(self, retries: Retries, provider: str, report: Report, sleep: Sleep) -> None:
+        self._retries = retries
+        self._provider = provider
+        self._report = report
+        self._sleep = sleep
+
+    async def wait(self, error: ProviderError, request: ModelRequest) -> None:
+        """Return when the request may be tried again; raise the error when it may not."""
+        error.attempt = request.attempt
+        wait = self._delay(error, request.attempt)
+        self._report(self._event(error, request, wait))
+        if wait is None:
+            raise error
+        await self._sleep(wait)
+
+    def _delay(self, error: ProviderError, attempt: int) -> float | None:
+        if not error.retryable or attempt >= self._retries.attempts:
+            return None
+        if error.retry_after_s is not None:
+            return error.retry_after_s
+        return random.uniform(0, min(self._retries.max_wait_s, self._retries.base_s * 2 ** (attempt - 1)))
+
+    def _event(self, error: ProviderError, request: ModelRequest, wait: float | None) -> Event:
+        if isinstance(error, RateLimited) and wait is not None:
+            return RateLimitEvent(
+                agent_id=request.agent_id,
+                turn_number=request.turn_number,
+                message_index=request.message_index,
+                provider=self._provider,
+                status=error.status,
+                attempt=request.attempt,
+                wait_s=round(wait, 3),
+                message=str(error),
+            )
+        return APIErrorEvent(
+            agent_id=request.agent_id,
+            turn_number=request.turn_number,
+            message_index=request.message_index,
+            error=type(error).__name__,
+            provider=self._provider,
+            status=error.status,
+            retryable=error.retryable,
+            attempt=request.attempt,
+            wait_s=None if wait is None else round(wait, 3),
+            message=str(error),
+        )
+
+
+class Retrying:
+    """Starts a request again as long as nothing of its reply has been handed out.
+
+    An error after the first delta goes up: whoever has the partial text must record it as abandoned before a new
+    attempt begins (under the same `RetryPolicy`), so that attempts are never run together.
+    """
+
+    def __init__(self, inner: Provider, policy: RetryPolicy) -> None:
+        self._inner = inner
+        self._policy = policy
+
+    async def stream_response(self, request: ModelRequest) -> AsyncIterator[Delta]:
+        while True:
+            handed_out = False
+            stream = self._inner.stream_response(request)
+            try:
+                async for delta in stream:
+                    if isinstance(delta, Finish):
+                        yield replace(delta, attempt=request.attempt)
+                        return
+                    handed_out = handed_out or not isinstance(delta, UsageDelta)
+                    yield delta
+                raise ProviderUnavailable("the stream ended before the reply was whole")
+            except ProviderError as error:
+                error.attempt = request.attempt
+                if handed_out:
+                    raise
+                await self._policy.wait(error, request)
+            finally:
+                await _close(stream)
+            request = replace(request, attempt=request.attempt + 1)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+

@@ -1,0 +1,1 @@
+"""What a person asks for: flags or YAML, checked, resolved and expanded into conversations."""

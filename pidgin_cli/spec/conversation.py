@@ -1,0 +1,97 @@
+"""One conversation, resolved: nothing in it has to be looked up any more."""
+
+import hashlib
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from pidgin_cli.core.types import Agent, Message, Retries, Role, Timeouts
+
+__all__ = ["ContextPolicy", "ConversationSpec", "Injection", "Placeholders", "derive_seed", "spec_hash"]
+
+
+class Injection(Struct, frozen=True):
+    """Text that one agent is given at the start of a turn; turn 0: with the opening."""
+
+    turn: int
+    agent_id: str
+    text: str
+    source: str
+
+
+class ContextPolicy(Struct, frozen=True, omit_defaults=True):
+    """What happens when an agent's next request would not fit into its model's context window."""
+
+    policy: Literal["stop", "window", "summarise"] = "stop"
+    limit_tokens: int | None = None
+    """Instead of the model's own window."""
+    reserve_tokens: int = 4096
+    """Room kept for the reply where the agent has no `max_tokens`."""
+    model: str | None = None
+    """Who writes the summary; None: the agent's own model."""
+    pinned: tuple[str, ...] = ()
+    """Facts that stand beside every summary."""
+
+
+class Placeholders(Struct, frozen=True):
+    """Texts that stand in a view where a provider takes no blank text. They are never part of a message."""
+
+    blank: str = "[silence]"
+    """For an utterance without a visible character."""
+    nothing_new: str = "[go on]"
+    """Where an agent speaks again before anybody else did."""
+
+
+class ConversationSpec(Struct, frozen=True, kw_only=True):
+    """Everything that decides how one conversation runs."""
+
+    agents: tuple[Agent, ...]
+    opening: str
+    prompt_tag: str = "HUMAN"
+    max_turns: int = 10
+    order: Literal["alternate", "random"] = "alternate"
+    first: str = "a"
+    """The agent that opens."""
+    seed: int = 0
+    arm: str = ""
+    repetition: int = 1
+    injections: tuple[Injection, ...] = ()
+    choose_names: bool = False
+    stop_phrases: dict[str, str] = {}
+    """By agent id: the agent ends the conversation by saying it."""
+    context: ContextPolicy = ContextPolicy()
+    speaker_label: str | None = None
+    """How the words of others are named in a view, such as `[{name}]: {text}`; None: not at all."""
+    placeholders: Placeholders = Placeholders()
+    timeouts: Timeouts = Timeouts()
+    retries: Retries = Retries()
+    concurrency: int | None = None
+    """Requests to one provider at a time, over all conversations of a process."""
+    durability: Literal["message", "strict", "none"] = "message"
+
+    def agent(self, agent_id: str) -> Agent:
+        return next(agent for agent in self.agents if agent.id == agent_id)
+
+    def tagged(self, text: str) -> Message:
+        """Text from outside, as a view shows it."""
+        return Message(role=Role.USER, content=f"[{self.prompt_tag}]: {text}" if self.prompt_tag else text)
+
+    def to_json(self) -> dict[str, Any]:
+        found: dict[str, Any] = msgspec.to_builtins(self)
+        return found
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "ConversationSpec":
+        return msgspec.convert(data, cls)
+
+
+def spec_hash(data: object) -> str:
+    """A digest of any JSON-able value, independent of the order of its keys."""
+    return hashlib.blake2b(msgspec.json.encode(data, order="deterministic"), digest_size=12).hexdigest()
+
+
+def derive_seed(*parts: object, bits: int = 52) -> int:
+    """A seed that depends on `parts` alone; the same on every machine and in every run."""
+    digest = hashlib.blake2b(msgspec.json.encode([str(part) for part in parts]), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> (64 - bits)
