@@ -14,11 +14,12 @@ import asyncio
 import json
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from http import HTTPStatus
+from itertools import islice
 from typing import Any, Literal, Self
 
 __all__ = ["LoopbackServer", "Reply", "Request", "Tokens", "loopback_in_thread"]
@@ -122,6 +123,8 @@ class LoopbackServer:
         self.reply: ReplyTo = reply or (lambda _request: Reply())
         self.installed = ["llama3.2:latest"]
         """What Ollama has; asking for another model is its 404, and a pull adds to it."""
+        self.received = asyncio.Event()
+        """A request has come in; clear it to wait for the next."""
         self.hung_up = asyncio.Event()
         """A client closed its connection while an answer was under way."""
         self._script: deque[Reply] = deque()
@@ -151,6 +154,7 @@ class LoopbackServer:
             "OPENAI_BASE_URL": f"{self.url}/v1",
             "OPENAI_API_KEY": "sk-loopback",
             "OLLAMA_HOST": self.url,
+            "NO_PROXY": "127.0.0.1",
         }
 
     async def __aenter__(self) -> Self:
@@ -173,6 +177,7 @@ class LoopbackServer:
         try:
             while (request := await _read(reader)) is not None:
                 self.requests.append(request)
+                self.received.set()
                 if not await self._answer(request, reader, writer):
                     break
         except (ConnectionError, asyncio.IncompleteReadError):
@@ -320,11 +325,13 @@ async def _respond(writer: asyncio.StreamWriter, status: int, body: Any, headers
 
 
 def _with_insert(events: Iterator[str], reply: Reply, api: str) -> Iterator[str]:
-    at, extra = reply.insert or (None, None)
-    for count, event in enumerate(events):
-        if count == at:
-            yield extra if isinstance(extra, str) else _WRITERS[api](extra)
-        yield event
+    if reply.insert is None:
+        yield from events
+        return
+    at, extra = reply.insert
+    yield from islice(events, at)
+    yield extra if isinstance(extra, str) else _WRITERS[api](extra)
+    yield from events
 
 
 def _lines(*values: Any) -> str:
@@ -369,7 +376,6 @@ def _anthropic(request: Request, reply: Reply) -> Iterator[str]:
         message["usage"] = usage | {"output_tokens": 1}
     yield _named_sse({"type": "message_start", "message": message})
     yield _named_sse({"type": "ping"})
-    index = 0
     blocks: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
     if reply.thinking or reply.signature:
         deltas = [{"type": "thinking_delta", "thinking": piece} for piece in reply.thinking]

@@ -5,6 +5,7 @@ messages as assistant, everyone else's as user. A view is a fold over the histor
 for the next request costs the same however long the conversation is.
 """
 
+import bisect
 import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -50,13 +51,23 @@ class ConversationHistory:
         self.spoken: dict[str, int] = {}
         """Utterances by agent."""
         self._starts: dict[int, int] = {}
+        self._turn_of: list[int] = []
 
     def append(self, turn: ConversationTurn) -> None:
         self._starts.setdefault(turn.turn_number, len(self.turns))
         self.turns.append(turn)
         if turn.message_index is not None and turn.agent_id is not None:
             self.messages += 1
+            self._turn_of.append(turn.turn_number)
             self.spoken[turn.agent_id] = self.spoken.get(turn.agent_id, 0) + 1
+
+    def turn_of(self, message_index: int) -> int:
+        """The turn that a message belongs to."""
+        return self._turn_of[message_index]
+
+    def first_message(self, turn_number: int) -> int:
+        """The index of the first message of a turn or of one after it."""
+        return bisect.bisect_left(self._turn_of, turn_number)
 
     def since(self, turn_number: int) -> Sequence[ConversationTurn]:
         """The entries from the start of a turn on."""
@@ -145,14 +156,13 @@ class ConversationView:
         placeholders = self._placeholders
         messages = list(self._closed)
         digest = self._hash.copy()
-        size = self._size
         if last or not self._closed or self._closed[-1].role is not Role.TOOL:
             if not last:
                 last = [self._spec.placeholders.nothing_new]
                 placeholders += 1
             message = Message(role=Role.USER, content="\n\n".join(last))
             messages.append(message)
-            size += _digest(digest, message)
+            _digest(digest, message)
         state = self.state
         return Sent(
             system=self._system,
@@ -165,8 +175,13 @@ class ConversationView:
             ),
             digest=digest.hexdigest(),
             placeholders=placeholders,
-            size=size,
+            size=self.size(),
         )
+
+    def size(self) -> int:
+        """Bytes of text that the agent would be sent now."""
+        self._update()
+        return self._size + len("\n\n".join([*self._open, *self._held]).encode())
 
     def _update(self) -> None:
         turns = self._history.turns
@@ -210,9 +225,7 @@ class ConversationView:
         if entry.tool_call is not None:
             self._close(Message(role=Role.ASSISTANT, content=entry.content, tool_calls=(entry.tool_call,)))
         else:
-            self._close(
-                Message(role=Role.ASSISTANT, content=self._visible(entry.content), thinking=entry.thinking)
-            )
+            self._close(Message(role=Role.ASSISTANT, content=self._visible(entry.content), thinking=entry.thinking))
 
     def _visible(self, text: str) -> str:
         if text.strip():

@@ -108,14 +108,16 @@ class MessageRequestEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ThinkingCompleteEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
-    """What a model thought before its message; never part of the message."""
+    """One block of what a model thought before its message; never part of the message."""
 
     agent_id: str
     turn_number: int
     message_index: int
     content: str
     tokens: int | None = None
-    signatures: tuple[str, ...] = ()
+    """Of all blocks of the reply; stands on the last one."""
+    signature: str | None = None
+    """The vendor's, which goes back to the same model."""
 
 
 class MessageCompleteEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
@@ -412,9 +414,13 @@ class PostProcessingCompleteEvent(Event, frozen=True, kw_only=True, omit_default
 
 EVENT_TYPES: tuple[type[Event], ...] = tuple(
     sorted(
-        (kind for kind in globals().values() if isinstance(kind, type) and issubclass(kind, Event) and kind is not Event),
+        (
+            kind
+            for kind in globals().values()
+            if isinstance(kind, type) and issubclass(kind, Event) and kind is not Event
+        ),
         key=lambda kind: kind.__name__,
     )
 )
 """Every member of the union, by name."""
-__all__ += ["Totals", *(kind.__name__ for kind in EVENT_TYPES)]  # noqa: PLE0604
+__all__ += ["Totals", *(kind.__name__ for kind in EVENT_TYPES)]

@@ -77,6 +77,8 @@ class EndReason(StrEnum):
     CONVERGENCE = "convergence"
     DETECTOR = "detector"
     PROVIDER_ERROR = "provider_error"
+    HARNESS_ERROR = "harness_error"
+    """A fault of ours; the conversation is marked invalid."""
 
 
 class FinishReason(StrEnum):
@@ -391,4 +393,3 @@ def fold(deltas: Iterable[Delta]) -> ModelResponse:
 def text_of(blocks: Sequence[ThinkingBlock]) -> str:
     """The readable text of thinking blocks."""
     return "\n\n".join(block.text for block in blocks if block.text)
-

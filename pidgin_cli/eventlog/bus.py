@@ -24,8 +24,12 @@ class EventBus:
         self._routes: dict[type[Event], tuple[tuple[Subscriber, bool], ...]] = {}
 
     def subscribe(self, subscriber: Subscriber, *kinds: type[Event], essential: bool = False) -> None:
-        """Call `subscriber` with every event of these types; without types, with every event."""
-        self._subscribers.append((kinds or (Event,), subscriber, essential))
+        """Call `subscriber` with every event of these types; without types, with every event.
+
+        Essential subscribers come before all others: nobody hears of what the log did not take.
+        """
+        place = sum(entry[2] for entry in self._subscribers) if essential else len(self._subscribers)
+        self._subscribers.insert(place, (kinds or (Event,), subscriber, essential))
         self._routes.clear()
 
     def unsubscribe(self, subscriber: Subscriber) -> None:
@@ -56,5 +60,7 @@ class EventBus:
         _log.exception("subscriber %s failed on %s", name, type(event).__name__)
         if not isinstance(event, ErrorEvent):  # a subscriber that fails on errors must not make more of them
             self.publish(
-                ErrorEvent(error=type(error).__name__, message=str(error), where=f"subscriber {name} on {event.event_id}")
+                ErrorEvent(
+                    error=type(error).__name__, message=str(error), where=f"subscriber {name} on {event.event_id}"
+                )
             )

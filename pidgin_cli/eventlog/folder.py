@@ -59,7 +59,9 @@ class ExperimentFolder:
 
     def logs(self) -> dict[str, Path]:
         """The logs of the conversations that have begun, by conversation id, in order of their number."""
-        found = {path.name[len("conv_") : -len("_events.jsonl")]: path for path in self.path.glob("conv_*_events.jsonl")}
+        found = {
+            path.name[len("conv_") : -len("_events.jsonl")]: path for path in self.path.glob("conv_*_events.jsonl")
+        }
         return dict(sorted(found.items(), key=lambda item: (len(item[0]), item[0])))
 
 
@@ -96,9 +98,7 @@ class OutputRoot:
         if not os.access(self.experiments, os.W_OK | os.X_OK):
             raise SpecError(f"{self.experiments} cannot be written: Permission denied; choose another with -o")
 
-    def create(
-        self, experiment_id: str, name: str | None, today: date, files: dict[str, bytes]
-    ) -> ExperimentFolder:
+    def create(self, experiment_id: str, name: str | None, today: date, files: dict[str, bytes]) -> ExperimentFolder:
         """Make an experiment's folder with its first files in it; it appears by one rename.
 
         Raises:

@@ -152,6 +152,37 @@ class EventLog:
             self._abandon()
             raise LogError(f"{path} cannot be written: {error.strerror}") from error
 
+    @classmethod
+    def resume(
+        cls,
+        path: Path,
+        *,
+        experiment_id: str,
+        conversation_id: str | None,
+        syncer: Syncer,
+        durability: Durability = "message",
+    ) -> tuple["EventLog", "Record"]:
+        """Open a log that may hold something already, made whole: a torn last line is moved to `<log>.torn`.
+
+        Raises:
+            LogError: it cannot be read or written, or another process writes it.
+        """
+        log = cls(
+            path, experiment_id=experiment_id, conversation_id=conversation_id, syncer=syncer, durability=durability
+        )
+        try:
+            record = read_record(path)
+            if record.total_bytes > record.whole_bytes:
+                _move_tail(path, record.whole_bytes)
+            if record.last_line_open:
+                log._buffer += b"\n"
+        except LogError:
+            log._abandon()
+            raise
+        lost = sum(skipped.why != "torn" for skipped in record.skipped)
+        log.seq = record.events[-1].seq + 1 if record.events else lost
+        return log, record
+
     def append(self, event: Event) -> None:
         """Give the event its place in the file. It is on its way, not yet written: see `flush`."""
         seq = self.seq
@@ -252,6 +283,18 @@ def _lines(data: bytes) -> Iterator[tuple[int, bytes, bool]]:
             yield number, line, True
     if last:
         yield len(pieces) + 1, last, False
+
+
+def _move_tail(path: Path, keep: int) -> None:
+    try:
+        with path.open("r+b") as file, path.with_name(path.name + ".torn").open("ab") as torn:
+            file.seek(keep)
+            torn.write(file.read() + b"\n")
+            torn.flush()
+            os.fsync(torn.fileno())
+            file.truncate(keep)
+    except OSError as error:
+        raise LogError(f"the torn end of {path} cannot be moved away: {error.strerror}") from error
 
 
 async def tail(

@@ -164,13 +164,14 @@ class AnthropicProvider:
     """
 
     def __init__(self, timeouts: Timeouts) -> None:
+        url = base_url(INFO, f"https://{INFO.home}")
         token = os.environ.get("ANTHROPIC_AUTH_TOKEN")
         key = None if token and not os.environ.get("ANTHROPIC_API_KEY") else api_key(INFO)
         self._secrets = (key or "", token or "")
         self._client = sdk.AsyncAnthropic(
             api_key=key,
             auth_token=None if key else token,
-            base_url=base_url(INFO, "https://api.anthropic.com"),
+            base_url=url,
             timeout=httpx2.Timeout(None, connect=timeouts.connect_s),
             max_retries=0,
         )
@@ -251,7 +252,10 @@ def translate(exc: Exception, *secrets: str) -> ProviderError:
                 elif "content filtering policy" in text:
                     kind = ContentFiltered
         case sdk.APIConnectionError():
-            text = f"no connection to {exc.request.url.host}: {exc.__cause__ or exc}"
+            cause = exc.__cause__ or exc
+            never = isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout)
+            what = f"no connection to {exc.request.url.host}" if never else CUT_OFF
+            text = f"{what}: {str(cause) or type(cause).__name__}"
         case httpx2.HTTPError() | httpx2.StreamError():
             text = f"{CUT_OFF}: {text or type(exc).__name__}"
         case UnicodeEncodeError():

@@ -612,5 +612,5 @@ def _stem(word: str, ending: str) -> str:
 
 
 def _with_article(word: str) -> str:
-    vowel = re.match(r"(?!eu|uni|us[eu]|one\b)[aeiou]|hon(est|our)|hour|heir", word)
+    vowel = re.match(r"(?!eu|uni|us[eiu]|one\b)[aeiou]|hon(est|our)|hour|heir", word)
     return f"an {word}" if vowel else f"a {word}"

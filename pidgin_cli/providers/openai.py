@@ -169,7 +169,10 @@ def translate(exc: Exception, *secrets: str) -> ProviderError:
     text, status, retry_after = str(exc), None, None
     match exc:
         case sdk.APIConnectionError():
-            text = f"no connection to {exc.request.url.host}: {exc.__cause__ or exc}"
+            cause = exc.__cause__ or exc
+            never = isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout)
+            what = f"no connection to {exc.request.url.host}" if never else CUT_OFF
+            text = f"{what}: {str(cause) or type(cause).__name__}"
         case sdk.APIResponseValidationError():
             pass
         case sdk.APIError():

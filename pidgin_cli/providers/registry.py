@@ -116,7 +116,7 @@ class ProviderPool:
                 raise SpecError("replay: models need an output folder to read from")
             return ReplayProvider(self._read_recording)
         module, _, name = info.adapter.partition(":")
-        make = cast(Callable[[Timeouts], Provider], getattr(importlib.import_module(module), name))
+        make = cast("Callable[[Timeouts], Provider]", getattr(importlib.import_module(module), name))
         return make(timeouts)
 
     def provider(

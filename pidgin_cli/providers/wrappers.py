@@ -8,7 +8,6 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from typing import cast
 
 from msgspec.structs import replace
 
@@ -263,5 +262,3 @@ class Retrying:
 
     async def aclose(self) -> None:
         await self._inner.aclose()
-
-

@@ -13,7 +13,7 @@ from pidgin_cli.core.errors import SpecError
 
 from .errors import explain
 
-__all__ = ["Awareness", "PRESETS", "Seat", "load_awareness", "preset_text", "system_prompt", "templates_folder"]
+__all__ = ["PRESETS", "Awareness", "Seat", "load_awareness", "preset_text", "system_prompt", "templates_folder"]
 
 PRESETS = ("none", "basic", "firm", "research", "backrooms")
 ALIASES = {"full": "firm"}
@@ -122,13 +122,19 @@ def system_prompt(preset: str, seat: Seat, agents: Sequence[Seat]) -> str | None
     partners = [other for other in agents if other.agent_id != seat.agent_id]
     many = len(partners) > 1
     return string.Template(text).substitute(
-        model=seat.model.partition(":")[2] or seat.model,
+        model=_plain(seat.model),
         partners_short="other AIs" if many else "another AI",
-        partners_are="Your conversation partners are AIs as well" if many else "Your conversation partner is an AI as well",
+        partners_are="Your conversation partners are AIs as well"
+        if many
+        else "Your conversation partner is an AI as well",
         a_human="humans" if many else "a human",
-        partner_models=_join([other.model.partition(":")[2] or other.model for other in partners]),
+        partner_models=_join([_plain(other.model) for other in partners]),
     )
 
 
 def _join(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _plain(model_id: str) -> str:
+    return model_id.partition(":")[2].partition("?")[0] or model_id

@@ -24,7 +24,17 @@ from .conversation import (
 )
 from .errors import explain
 
-__all__ = ["AgentSpec", "ExperimentSpec", "Resolved", "check", "expand", "experiment_hash", "load", "resolve", "to_yaml"]
+__all__ = [
+    "AgentSpec",
+    "ExperimentSpec",
+    "Resolved",
+    "check",
+    "expand",
+    "experiment_hash",
+    "load",
+    "resolve",
+    "to_yaml",
+]
 
 DEFAULT_PROMPT = "Hello! You are free to talk about whatever you like."
 SPEAKER_LABEL = "[{name}]: {text}"
@@ -39,7 +49,9 @@ class AwarenessSpec(_Checked):
 
     name: str
     base: str = "none"
-    prompts: dict[int, str] = Field(default_factory=dict, description="Texts for this agent by turn; 0: with the opening")
+    prompts: dict[int, str] = Field(
+        default_factory=dict, description="Texts for this agent by turn; 0: with the opening"
+    )
 
 
 class AgentSpec(_Checked):
@@ -47,7 +59,9 @@ class AgentSpec(_Checked):
 
     id: str = Field(pattern=r"^[a-z][a-z0-9]{0,15}$", description="Letters and digits; `a`, `b`, `c`, … by custom")
     model: str = Field(description="`provider:model` or an alias")
-    name: str | None = Field(None, min_length=1, max_length=60, description="As displays show it; default: from the model")
+    name: str | None = Field(
+        None, min_length=1, max_length=60, description="As displays show it; default: from the model"
+    )
     system_prompt: str | None = Field(None, description="Given instead of the awareness preset's text")
     awareness: str | AwarenessSpec | None = Field(None, description="Preset, YAML file, or the texts themselves")
     temperature: float | None = Field(None, ge=0, le=2, description="0 to 2; 0.0 is a value")
@@ -177,7 +191,13 @@ def resolve(spec: ExperimentSpec, providers: Collection[str]) -> Resolved:
         if prompt is None and awareness is not None:
             prompt = system_prompt(awareness.base, seat, seats)
         think = True if agent.think_budget is not None and agent.think is None else agent.think
-        changes = {"model": seat.model, "name": seat.name, "system_prompt": prompt, "awareness": awareness, "think": think}
+        changes = {
+            "model": seat.model,
+            "name": seat.name,
+            "system_prompt": prompt,
+            "awareness": awareness,
+            "think": think,
+        }
         agents.append(agent.model_copy(update=changes))
     context = ContextSpec(policy=spec.context) if isinstance(spec.context, str) else spec.context
     if context.model is not None:

@@ -1,0 +1,705 @@
+"""The loop that holds a conversation."""
+
+import asyncio
+import logging
+import random
+import re
+from collections.abc import Callable
+from contextlib import aclosing
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+from msgspec.structs import replace
+
+from pidgin_cli.core.errors import ContextLengthExceeded, LogError, ProviderError
+from pidgin_cli.core.events import (
+    SCHEMA_VERSION,
+    AgentNamedEvent,
+    ContextLimitEvent,
+    ContextTruncationEvent,
+    ConversationEndEvent,
+    ConversationPausedEvent,
+    ConversationResumedEvent,
+    ConversationStartEvent,
+    ErrorEvent,
+    Event,
+    HistoryCompactedEvent,
+    InterventionEvent,
+    MessageAbandonedEvent,
+    MessageCompleteEvent,
+    MessageRequestEvent,
+    SystemPromptEvent,
+    ThinkingCompleteEvent,
+    TurnCompleteEvent,
+    TurnStartEvent,
+    View,
+)
+from pidgin_cli.core.types import (
+    Agent,
+    AgentSettings,
+    Delta,
+    EndReason,
+    Message,
+    ModelRequest,
+    ModelResponse,
+    Purpose,
+    ResponseFold,
+    Role,
+    Status,
+    Timing,
+    Usage,
+)
+from pidgin_cli.eventlog.bus import EventBus
+from pidgin_cli.eventlog.log import EventLog, Record
+from pidgin_cli.providers.base import Provider
+from pidgin_cli.providers.registry import ProviderPool, at_home, effective_parameters, split_model
+from pidgin_cli.providers.wrappers import RetryPolicy
+from pidgin_cli.spec.catalogue import context_window, cost_usd
+from pidgin_cli.spec.conversation import ConversationSpec, spec_hash
+
+from .context import first_turn_that_fits, room, summary_text
+from .control import Control, Pause, Stop
+from .delegates import (
+    AiLoopErrorOccurred,
+    AiLoopRequestPause,
+    AiLoopRequestStop,
+    AiLoopStarted,
+    AiLoopStopped,
+    AiProcessingStep,
+    AiRequestPrepared,
+    AiResponseReceived,
+    DelegateManager,
+    MessageCompleted,
+    Payload,
+    TurnCompleted,
+    TurnStarted,
+)
+from .history import ConversationHistory, Sent
+from .progress import Progress
+
+__all__ = ["Conductor", "Live", "Outcome"]
+
+Live = Callable[[str, Delta | None], None]
+"""Takes an agent's id and each piece of its reply as it arrives; None: what came so far is discarded."""
+
+NAME_QUESTION = (
+    "Before the conversation begins, choose a short name for yourself, one to three words. Answer with the name only."
+)
+SUMMARY_SYSTEM = "You condense conversations faithfully."
+SUMMARY_QUESTION = (
+    "Below is the earlier part of a conversation you take part in (your own lines are marked You). Summarise it in at "
+    "most 200 words, in the second person, so that you can carry on from the summary alone: what was said by whom, "
+    "what was agreed, and where it was heading."
+)
+SUMMARY_MAX_TOKENS = 1024
+
+_NAME_PHRASES = re.compile(
+    r"^(?:i(?:'ll|'d like to| will| would like to| choose)?\s+(?:be called|go by|be|choose|call myself)|"
+    r"my name (?:is|will be)|(?:you can |please )?call me|name)\s*:?\s+",
+    re.IGNORECASE,
+)
+
+_log = logging.getLogger(__name__)
+
+
+class Outcome(NamedTuple):
+    """How a conversation ended."""
+
+    status: Status
+    end_reason: EndReason
+    error: str | None = None
+
+
+class _Seat(NamedTuple):
+    agent: Agent
+    provider: Provider
+    policy: RetryPolicy
+    model: str
+    parameters: dict[str, Any]
+    window: int | None
+    priced: bool
+
+
+class Conductor:
+    """Holds one conversation from where its record stands to its end.
+
+    Every fact is published on `bus`, whose first subscriber is the log, before the next request goes out. The record
+    alone decides what happens next: see `Progress`.
+    """
+
+    def __init__(
+        self,
+        spec: ConversationSpec,
+        *,
+        conversation_id: str,
+        providers: ProviderPool,
+        log: EventLog,
+        bus: EventBus | None = None,
+        control: Control | None = None,
+        live: Live | None = None,
+        record: Record | None = None,
+        resumed_by: str = "resume",
+    ) -> None:
+        """
+        Args:
+            live: receives pieces of replies while they stream.
+            record: what the log already holds; the conversation goes on from there.
+            resumed_by: who asked for going on, for the record.
+        """
+        self.spec = spec
+        self.conversation_id = conversation_id
+        self.bus = bus or EventBus()
+        self.control = control or Control()
+        self.progress = Progress(spec)
+        self._log = log
+        self._live = live
+        self._record = record
+        self._resumed_by = resumed_by
+        self._delegates = DelegateManager()
+        self._paused = False
+        self._providers = providers
+        self._seats: dict[str, _Seat] = {}
+        self._spec_hash = spec_hash(spec.to_json())
+        self.bus.subscribe(log.append, essential=True)
+
+    def get_delegate_manager(self) -> DelegateManager:
+        """Where delegates are registered."""
+        return self._delegates
+
+    @property
+    def history(self) -> ConversationHistory:
+        return self.progress.history
+
+    # The loop
+
+    async def run(self) -> Outcome:
+        """Talk until the end, and say how it ended.
+
+        Raises:
+            LogError: the record cannot be written; what was written stays and can be resumed.
+            CancelledError: cancelled from outside; the record has no end and can be resumed.
+        """
+        self.control.attach()
+        try:
+            outcome = await self._until_end()
+        finally:
+            self.control.detach()
+            self._delegates.close()
+        return outcome
+
+    async def _until_end(self) -> Outcome:
+        try:
+            self._seats = {agent.id: self._seat(agent) for agent in self.spec.agents}
+            await self._begin()
+            reason = await self._talk()
+            outcome = Outcome(_status(reason), reason)
+        except Stop as stop:
+            outcome = Outcome(_status(stop.reason), stop.reason)
+        except ProviderError as error:
+            outcome = Outcome(Status.FAILED, EndReason.PROVIDER_ERROR, f"{type(error).__name__}: {error}")
+        except (LogError, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            _log.exception("conversation %s broke", self.conversation_id)
+            self._publish(ErrorEvent(error=type(error).__name__, message=str(error), where="conductor"))
+            outcome = Outcome(Status.FAILED, EndReason.HARNESS_ERROR, f"{type(error).__name__}: {error}")
+        self._finish(outcome)
+        await self._log.commit()
+        return outcome
+
+    async def _talk(self) -> EndReason:
+        progress = self.progress
+        while progress.turn_open or progress.turns_complete < self.spec.max_turns:
+            if not progress.turn_open:
+                await self._checkpoint()
+                self._start_turn(progress.turn + 1)
+            self._inject_awareness(progress.turn)
+            for agent_id in progress.speakers:
+                if agent_id in progress.spoken:
+                    continue
+                await self._checkpoint()
+                self._inject_from_outside()
+                await self._speak(self._seats[agent_id])
+                if self._said_stop(agent_id):
+                    return EndReason.STOP_PHRASE
+            self._publish(TurnCompleteEvent(turn_number=progress.turn))
+            self._notify(TurnCompleted, progress.turn)
+        return EndReason.TURN_LIMIT
+
+    async def _checkpoint(self) -> None:
+        """Wait while anybody wants a pause; raise `Stop` when anybody wants the end."""
+        control = self.control
+        while True:
+            if self._delegates.watching:
+                self._ask_delegates()
+            if control.stopping is not None:
+                raise control.stopping
+            by = control.paused_by
+            if by is None:
+                break
+            if not self._paused:
+                self._paused = True
+                self._publish(self._at(ConversationPausedEvent, by=by))
+                self._notify(AiProcessingStep, "pause", None, self.progress.turn)
+                self._log.flush()
+            # Delegates cannot say when they change their mind, so they are asked again from time to time.
+            await self.control.changed(0.05 if self._delegates.watching else None)
+        if self._paused:
+            self._paused = False
+            self._publish(self._at(ConversationResumedEvent, by="control"))
+            self._notify(AiProcessingStep, "resume", None, self.progress.turn)
+
+    def _ask_delegates(self) -> None:
+        where = (self.progress.turn, self.history.messages)
+        for name, answer in self._delegates.ask(self, AiLoopRequestStop(*where)):
+            if answer is True:
+                self.control.stop(by=f"delegate {name}")
+        for name, answer in self._delegates.ask(self, AiLoopRequestPause(*where)):
+            if answer is True:
+                self.control.pause(by=f"delegate {name}")
+            else:
+                self.control.resume(by=f"delegate {name}")
+
+    # Beginning and end
+
+    async def _begin(self) -> None:
+        record = self._record
+        if record is not None:
+            self.progress.replay(record.events)
+        resumed = self.progress.started
+        if not resumed:
+            self._publish(self._start_event())
+        for agent in self.spec.agents:
+            if agent.id not in self.progress.prompted:
+                self._publish(
+                    SystemPromptEvent(
+                        agent_id=agent.id,
+                        text=agent.system_prompt,
+                        placement=split_model(agent.model)[0].system_placement if agent.system_prompt else None,
+                    )
+                )
+        if resumed:
+            self._write_missing()
+            torn = record.total_bytes - record.whole_bytes if record else 0
+            self._publish(self._at(ConversationResumedEvent, by=self._resumed_by, torn_bytes=torn))
+        self._notify(AiLoopStarted, self.conversation_id, tuple(a.id for a in self.spec.agents), resumed)
+        if self.spec.choose_names and self.progress.turn == 0:
+            for seat in self._seats.values():
+                if seat.agent.id not in self.progress.named:
+                    await self._checkpoint()
+                    await self._choose_name(seat)
+        self._inject_awareness(0)
+        await self._log.commit()
+
+    def _start_event(self) -> ConversationStartEvent:
+        spec = self.spec
+        return ConversationStartEvent(
+            schema_version=SCHEMA_VERSION,
+            pidgin_version=version("pidgin-cli"),
+            spec=spec.to_json(),
+            spec_hash=self._spec_hash,
+            agents=spec.agents,
+            opening=spec.opening,
+            prompt_tag=spec.prompt_tag,
+            seed=spec.seed,
+            arm=spec.arm,
+            repetition=spec.repetition,
+        )
+
+    def _write_missing(self) -> None:
+        """Facts that follow from the record but that the process did not live to write."""
+        progress = self.progress
+        if progress.uncounted is not None:
+            self._publish(progress.usage_event(progress.uncounted))
+        if (asked := progress.asked) is not None:
+            self._publish(
+                MessageAbandonedEvent(
+                    agent_id=asked.agent_id,
+                    turn_number=asked.turn_number,
+                    message_index=asked.message_index,
+                    why="the process ended before the reply was whole",
+                )
+            )
+            progress.asked = None
+        if progress.everyone_spoke():
+            self._publish(TurnCompleteEvent(turn_number=progress.turn))
+
+    def _finish(self, outcome: Outcome) -> None:
+        progress = self.progress
+        invalid = []
+        if any(not progress.history.spoken.get(agent.id) for agent in self.spec.agents):
+            invalid.append("speaker_never_called")
+        if progress.wrong_model:
+            invalid.append("wrong_model_served")
+        if outcome.end_reason is EndReason.HARNESS_ERROR:
+            invalid.append("harness_fault")
+        self._publish(
+            ConversationEndEvent(
+                status=outcome.status,
+                end_reason=outcome.end_reason,
+                totals=progress.totals(),
+                error=outcome.error,
+                invalid=tuple(invalid),
+                notable=dict(progress.notable),
+            )
+        )
+        if outcome.error is not None:
+            self._notify(AiLoopErrorOccurred, *outcome.error.split(": ", 1))
+        self._notify(
+            AiLoopStopped,
+            self.conversation_id,
+            outcome.status.value,
+            outcome.end_reason.value,
+            progress.turns_complete,
+            progress.history.messages,
+        )
+
+    # A turn
+
+    def _start_turn(self, number: int) -> None:
+        speakers = speaking_order(self.spec, number)
+        self._publish(TurnStartEvent(turn_number=number, speakers=speakers))
+        self._notify(TurnStarted, number, speakers)
+
+    def _inject_awareness(self, turn: int) -> None:
+        for item in self.spec.injections:
+            if item.turn == turn and (turn, item.agent_id, item.source) not in self.progress.injected:
+                self._intervene(item.text, (item.agent_id,), item.source, turn)
+
+    def _inject_from_outside(self) -> None:
+        for item in self.control.take_injected():
+            audience = item.audience or tuple(agent.id for agent in self.spec.agents)
+            self._intervene(item.text, audience, item.source, self.progress.turn)
+
+    def _intervene(self, text: str, audience: tuple[str, ...], source: str, turn: int) -> None:
+        self._publish(
+            InterventionEvent(
+                turn_number=turn,
+                source=source,
+                audience=audience,
+                text=text,
+                message_index=self.history.messages,
+            )
+        )
+        self._notify(AiProcessingStep, "intervention", audience[0] if len(audience) == 1 else None, turn)
+
+    def _said_stop(self, agent_id: str) -> bool:
+        phrase = self.spec.stop_phrases.get(agent_id)
+        return phrase is not None and phrase in self.history.turns[-1].content
+
+    async def _speak(self, seat: _Seat) -> None:
+        progress = self.progress
+        index = self.history.messages
+        response = await self._ask_for_message(seat, index)
+        message = replace(response.message, id=f"{self.conversation_id}:m{index}", thinking=())
+        cost = self._cost(seat, seat.agent.model, response.usage)
+        finish = response.finish
+        last = len(response.message.thinking) - 1
+        for number, block in enumerate(response.message.thinking):
+            self._publish(
+                ThinkingCompleteEvent(
+                    agent_id=seat.agent.id,
+                    turn_number=progress.turn,
+                    message_index=index,
+                    content=block.text,
+                    tokens=response.usage.thinking_tokens if number == last else None,
+                    signature=block.signature,
+                )
+            )
+        event = MessageCompleteEvent(
+            agent_id=seat.agent.id,
+            turn_number=progress.turn,
+            message_index=index,
+            message=message,
+            finish_reason=finish.reason,
+            usage=response.usage,
+            cost=cost,
+            timing=finish.timing or Timing(),
+            model_requested=seat.agent.model,
+            model_served=finish.model,
+            fingerprint=finish.fingerprint,
+            request_id=finish.request_id,
+            cached=finish.cached,
+            attempt=finish.attempt,
+        )
+        self._publish(event)
+        self._publish(progress.usage_event(event))
+        if self._delegates.watching:
+            usage, timing = event.usage, event.timing
+            where = (seat.agent.id, progress.turn, index, message.content)
+            self._notify(
+                AiResponseReceived, *where, usage.prompt_tokens, usage.completion_tokens, cost, timing.duration_ms
+            )
+            self._notify(MessageCompleted, *where)
+
+    async def _ask_for_message(self, seat: _Seat, index: int) -> ModelResponse:
+        harder = False
+        while True:
+            sent = await self._fit(seat, harder=harder)
+            request = self._request(seat, sent, "message", index)
+            self._publish(
+                MessageRequestEvent(
+                    agent_id=seat.agent.id,
+                    turn_number=self.progress.turn,
+                    message_index=index,
+                    view=sent.view,
+                    digest=sent.digest,
+                    parameters=seat.parameters,
+                    placeholders=sent.placeholders,
+                )
+            )
+            if self._delegates.watching:
+                self._notify(
+                    AiRequestPrepared, seat.agent.id, self.progress.turn, index, len(sent.messages), sent.digest
+                )
+            try:
+                return await self._ask(seat, request)
+            except ContextLengthExceeded as error:
+                if self.spec.context.policy == "stop":
+                    self._publish(self._context_limit(seat, reported=str(error)))
+                    raise Stop("context", EndReason.CONTEXT_LIMIT) from None
+                harder = True
+
+    # Asking a model
+
+    def _seat(self, agent: Agent) -> _Seat:
+        spec = self.spec
+        info, model = split_model(agent.model)
+        policy = RetryPolicy(spec.retries, info.name, self._publish_and_flush, self.control.sleep)
+        provider = self._providers.provider(agent.model, spec.timeouts, policy, spec.concurrency)
+        probe = ModelRequest(model=model, messages=(), system=agent.system_prompt, settings=agent.settings)
+        adapter = self._providers.adapter(agent.model, spec.timeouts)
+        return _Seat(
+            agent=agent,
+            provider=provider,
+            policy=policy,
+            model=model,
+            parameters=effective_parameters(adapter, probe),
+            window=context_window(agent.model),
+            priced=at_home(info),
+        )
+
+    def _request(self, seat: _Seat, sent: Sent, purpose: Purpose, index: int) -> ModelRequest:
+        return ModelRequest(
+            model=seat.model,
+            messages=sent.messages,
+            system=sent.system,
+            settings=seat.agent.settings,
+            conversation_id=self.conversation_id,
+            seed=self.spec.seed,
+            agent_id=seat.agent.id,
+            turn_number=self.progress.turn,
+            message_index=index,
+            own_number=self.history.spoken.get(seat.agent.id, 0) + 1,
+            purpose=purpose,
+            digest=sent.digest,
+        )
+
+    async def _ask(self, seat: _Seat, request: ModelRequest) -> ModelResponse:
+        """The whole reply. Attempts that died half-way are recorded as abandoned and never joined."""
+        live = self._live if request.purpose == "message" else None
+        while True:
+            await self._log.commit()
+            fold = ResponseFold()
+            try:
+                stream = seat.provider.stream_response(request)
+                async with aclosing(stream) as deltas:  # type: ignore[type-var]
+                    async for delta in deltas:
+                        fold.add(delta)
+                        if live is not None:
+                            live(seat.agent.id, delta)
+                return fold.response()
+            except ProviderError as error:
+                if not fold.started:
+                    raise  # `Retrying` has done what it could
+                self._abandon(request, fold, str(error), error.attempt)
+                await seat.policy.wait(error, replace(request, attempt=error.attempt))
+                request = replace(request, attempt=error.attempt + 1)
+            except asyncio.CancelledError:
+                self._abandon(request, fold, "stopped before the reply was whole", request.attempt)
+                task = asyncio.current_task()
+                if self.control.stopping_now and self.control.stopping and task is not None and task.uncancel() == 0:
+                    raise self.control.stopping from None
+                self._log.flush()
+                raise
+
+    def _abandon(self, request: ModelRequest, fold: ResponseFold, why: str, attempt: int) -> None:
+        if request.purpose != "message":
+            return
+        self._publish_and_flush(
+            MessageAbandonedEvent(
+                agent_id=request.agent_id,
+                turn_number=request.turn_number,
+                message_index=request.message_index,
+                why=why,
+                partial=fold.text,
+                attempt=attempt,
+            )
+        )
+        if self._live is not None:
+            self._live(request.agent_id, None)
+
+    def _cost(self, seat: _Seat, model_id: str, usage: Usage) -> float | None:
+        return cost_usd(model_id, usage) if seat.priced else None
+
+    # The context window
+
+    async def _fit(self, seat: _Seat, *, harder: bool) -> Sent:
+        """What the agent is sent, after the context policy was applied if it had to be."""
+        progress, policy = self.progress, self.spec.context
+        view = progress.views[seat.agent.id]
+        sent = view.sent()
+        found = room(progress, seat.agent.id, sent, seat.window)
+        if found is None or (found.enough and not harder):
+            if not harder:
+                return sent
+            found = room(progress, seat.agent.id, sent, int(sent.size * progress.tokens_per_byte[seat.agent.id]))
+            assert found is not None
+        if policy.policy == "stop":
+            self._publish(self._context_limit(seat, found.needed, found.limit))
+            raise Stop("context", EndReason.CONTEXT_LIMIT)
+        first_turn = first_turn_that_fits(progress, seat.agent.id, found, harder=harder)
+        if first_turn is None:
+            self._publish(self._context_limit(seat, found.needed, found.limit))
+            raise Stop("context", EndReason.CONTEXT_LIMIT)
+        start = self.history.first_message(first_turn)
+        kept = View(start=start, end=self.history.messages, omitted=start, extra=sent.view.extra)
+        if policy.policy == "window":
+            self._notify(AiProcessingStep, "truncation", seat.agent.id, progress.turn)
+            self._publish(
+                ContextTruncationEvent(
+                    agent_id=seat.agent.id,
+                    turn_number=progress.turn,
+                    policy=policy.policy,
+                    view=kept,
+                    estimated_tokens=found.needed,
+                    limit_tokens=found.limit,
+                )
+            )
+        else:
+            self._notify(AiProcessingStep, "summary", seat.agent.id, progress.turn)
+            summary, model_id = await self._summarise(seat, view.state.first_turn, first_turn)
+            self._publish(
+                HistoryCompactedEvent(
+                    agent_id=seat.agent.id,
+                    turn_number=progress.turn,
+                    policy=policy.policy,
+                    view=kept,
+                    summary=summary,
+                    model=model_id,
+                    estimated_tokens=found.needed,
+                    limit_tokens=found.limit,
+                )
+            )
+        return view.sent()
+
+    async def _summarise(self, seat: _Seat, from_turn: int, to_turn: int) -> tuple[str, str]:
+        model_id = self.spec.context.model
+        settings = AgentSettings(max_tokens=SUMMARY_MAX_TOKENS)
+        writer = seat if model_id is None else self._seat(replace(seat.agent, model=model_id, settings=settings))
+        earlier = self.progress.views[seat.agent.id].state.summary
+        parts = [SUMMARY_QUESTION, summary_text(self.progress, seat.agent.id, from_turn, to_turn)]
+        if earlier is not None:
+            parts.insert(1, f"Summary of what came before: {earlier}")
+        text = "\n\n".join(parts)
+        response = await self._side_question(writer, SUMMARY_SYSTEM, text, "summary", settings)
+        return response.message.content.strip() or self.spec.placeholders.blank, writer.agent.model
+
+    def _context_limit(
+        self, seat: _Seat, needed: int | None = None, limit: int | None = None, reported: str | None = None
+    ) -> ContextLimitEvent:
+        return ContextLimitEvent(
+            agent_id=seat.agent.id,
+            turn_number=self.progress.turn,
+            policy=self.spec.context.policy,
+            estimated_tokens=needed,
+            limit_tokens=limit,
+            reported=reported,
+        )
+
+    # Questions beside the conversation
+
+    async def _side_question(
+        self, seat: _Seat, system: str | None, text: str, purpose: Purpose, settings: AgentSettings
+    ) -> ModelResponse:
+        """Ask something that does not become part of the history; its cost is counted."""
+        message = Message(role=Role.USER, content=text)
+        sent = Sent(system, (message,), View(0, 0, 0, 1), spec_hash([system, text]), 0, len(text))
+        request = replace(self._request(seat, sent, purpose, self.history.messages), settings=settings)
+        response = await self._ask(seat, request)
+        cost = self._cost(seat, seat.agent.model, response.usage)
+        self._publish(self.progress.count(seat.agent.id, seat.agent.model, response.usage, cost, purpose))
+        return response
+
+    async def _choose_name(self, seat: _Seat) -> None:
+        self._notify(AiProcessingStep, "naming", seat.agent.id, 0)
+        text = self.spec.tagged(NAME_QUESTION).content
+        response = await self._side_question(seat, seat.agent.system_prompt, text, "name", seat.agent.settings)
+        reply = response.message.content
+        name = parse_name(reply)
+        taken = {self.progress.names[agent_id] for agent_id in self.progress.named}
+        if name in taken:
+            name = f"{name} {len(taken) + 1}"
+        self._publish(
+            AgentNamedEvent(agent_id=seat.agent.id, name=name or seat.agent.name, reply=reply, chosen=name is not None)
+        )
+
+    # Telling others
+
+    def _publish(self, event: Event) -> None:
+        self.bus.publish(event)
+        self.progress.advance(event)
+
+    def _publish_and_flush(self, event: Event) -> None:
+        """For facts that somebody waits after."""
+        self._publish(event)
+        self._log.flush()
+
+    def _at(self, kind: Callable[..., Event], **fields: Any) -> Event:
+        return kind(turn_number=self.progress.turn, message_index=self.history.messages, **fields)
+
+    def _notify(self, kind: Callable[..., Payload], *fields: Any) -> None:
+        if not self._delegates.watching:
+            return
+        try:
+            self._delegates.notify(self, kind(*fields))
+        except Stop as stop:
+            self.control.stop(stop.by, stop.reason)
+        except Pause as pause:
+            self.control.pause(pause.by)
+
+
+def _status(reason: EndReason) -> Status:
+    if reason in (EndReason.STOP_REQUEST, EndReason.BUDGET, EndReason.CONTEXT_LIMIT):
+        return Status.STOPPED
+    return Status.COMPLETED
+
+
+def speaking_order(spec: ConversationSpec, turn_number: int) -> tuple[str, ...]:
+    """Who speaks in a turn, in order. Depends on the spec alone.
+
+    `alternate`: round-robin from the agent that opens. `random`: shuffled anew every turn by the conversation's seed,
+    but that the agent named by `first` opens the conversation.
+    """
+    ids = [agent.id for agent in spec.agents]
+    if spec.order == "random":
+        random.Random(f"{spec.seed}:{turn_number}").shuffle(ids)
+        if turn_number == 1:
+            ids.remove(spec.first)
+            ids.insert(0, spec.first)
+        return tuple(ids)
+    start = ids.index(spec.first)
+    return tuple(ids[start:] + ids[:start])
+
+
+def parse_name(reply: str) -> str | None:
+    """The name in a model's answer: its first line without quotes and phrases around it; None if none is left."""
+    lines = [line.strip() for line in reply.splitlines() if line.strip()]
+    if not lines:
+        return None
+    line = _NAME_PHRASES.sub("", lines[0])
+    line = re.sub(r"[*_`#\"“”«»\[\]<>]", "", line).strip(" .,:;!?'’\t")
+    words = line.split()
+    if not words or len(words) > 5 or len(line) > 40:
+        return None
+    return " ".join(words)

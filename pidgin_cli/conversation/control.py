@@ -1,0 +1,143 @@
+"""Pausing, resuming, stopping and speaking into a running conversation, from any thread."""
+
+import asyncio
+import threading
+from collections import deque
+from typing import NamedTuple
+
+from pidgin_cli.core.types import EndReason
+
+__all__ = ["Control", "Injected", "Pause", "Stop"]
+
+
+class Stop(Exception):
+    """The conversation ends, as planned by somebody. A control signal, not an error; a delegate may raise it."""
+
+    def __init__(self, by: str = "delegate", reason: EndReason = EndReason.STOP_REQUEST) -> None:
+        super().__init__(f"stopped by {by}")
+        self.by = by
+        self.reason = reason
+
+
+class Pause(Exception):
+    """The conversation pauses before its next request. A control signal, not an error; a delegate may raise it."""
+
+    def __init__(self, by: str = "delegate") -> None:
+        super().__init__(f"paused by {by}")
+        self.by = by
+
+
+class Injected(NamedTuple):
+    """Text that somebody puts into the conversation."""
+
+    text: str
+    audience: tuple[str, ...] | None
+    """Agent ids; None: all."""
+    source: str
+
+
+class Control:
+    """What others may ask of a running conversation. It is looked at before every request.
+
+    All methods may be called from any thread and return at once.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._pausers: list[str] = []
+        self._stop: Stop | None = None
+        self._now = False
+        self._injected: deque[Injected] = deque()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[object] | None = None
+        self._changed = asyncio.Event()
+
+    def pause(self, by: str = "person") -> None:
+        """Ask for nothing more until `resume`; the message under way is finished."""
+        with self._lock:
+            if by not in self._pausers:
+                self._pausers.append(by)
+        self._wake()
+
+    def resume(self, by: str | None = None) -> None:
+        """Go on. With `by`, only that party's pause ends."""
+        with self._lock:
+            self._pausers = [name for name in self._pausers if by is not None and name != by]
+        self._wake()
+
+    def stop(self, by: str = "person", reason: EndReason = EndReason.STOP_REQUEST, *, now: bool = False) -> None:
+        """End after the message under way; with `now`, drop that message (its text so far is recorded)."""
+        with self._lock:
+            self._stop = self._stop or Stop(by, reason)
+            self._now = self._now or now
+        self._wake()
+
+    def inject(self, text: str, audience: tuple[str, ...] | None = None, source: str = "person") -> None:
+        """Put `text` before the next reply of each agent in `audience`."""
+        with self._lock:
+            self._injected.append(Injected(text, audience, source))
+        self._wake()
+
+    @property
+    def paused_by(self) -> str | None:
+        return self._pausers[0] if self._pausers else None
+
+    @property
+    def stopping(self) -> Stop | None:
+        return self._stop
+
+    @property
+    def stopping_now(self) -> bool:
+        return self._now
+
+    def take_injected(self) -> list[Injected]:
+        """What has been put in since the last call."""
+        if not self._injected:
+            return []
+        with self._lock:
+            found = list(self._injected)
+            self._injected.clear()
+        return found
+
+    def attach(self) -> None:
+        """Called by the conversation's own task: `stop(now=True)` will cancel what it awaits."""
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        if self._now:
+            self._wake()
+
+    def detach(self) -> None:
+        self._loop = self._task = None
+
+    async def changed(self, timeout_s: float | None = None) -> None:
+        """Return when somebody asked for something, or after `timeout_s`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._changed.wait()
+        except TimeoutError:
+            pass
+        self._changed.clear()
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait, unless the conversation is told to end: then raise `Stop`."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        while self._stop is None and (left := end - loop.time()) > 0:
+            await self.changed(left)
+        if self._stop is not None:
+            raise self._stop
+
+    def _wake(self) -> None:
+        loop = self._loop
+        if loop is None or loop.is_closed():
+            return
+        try:
+            loop.call_soon_threadsafe(self._notice)
+        except RuntimeError:  # the loop closed in between: there is nobody left to wake
+            return
+
+    def _notice(self) -> None:
+        self._changed.set()
+        if self._now and self._task is not None:
+            self._task.cancel()
+            self._task = None

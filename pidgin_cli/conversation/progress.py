@@ -1,0 +1,271 @@
+"""Where a conversation stands: a fold over its events.
+
+The conductor advances it with every event it publishes; a resume advances it with every event of the log. There is no
+other way to change it, so a resumed conversation cannot differ from one that was never interrupted.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from pidgin_cli.core.errors import LogError
+from pidgin_cli.core.events import (
+    AgentNamedEvent,
+    ContextTruncationEvent,
+    ConversationEndEvent,
+    ConversationResumedEvent,
+    ConversationStartEvent,
+    Event,
+    HistoryCompactedEvent,
+    InterventionEvent,
+    MessageAbandonedEvent,
+    MessageCompleteEvent,
+    MessageRequestEvent,
+    SystemPromptEvent,
+    ThinkingCompleteEvent,
+    TokenUsageEvent,
+    ToolCallEvent,
+    ToolResultEvent,
+    Totals,
+    TurnCompleteEvent,
+    TurnStartEvent,
+)
+from pidgin_cli.core.types import FinishReason, Role, ThinkingBlock, ToolCall, ToolResult, Usage
+from pidgin_cli.spec.conversation import ConversationSpec
+
+from .history import ConversationHistory, ConversationState, ConversationTurn, ConversationView
+
+__all__ = ["Progress"]
+
+NAME_NOTICE = "Your name in this conversation is {name}."
+_CALIBRATE_FROM_BYTES = 400
+"""Shorter requests say little about tokens per byte: templates and tags outweigh the text."""
+
+
+class _Asked(NamedTuple):
+    agent_id: str
+    turn_number: int
+    message_index: int
+    size: int
+
+
+class Progress:
+    """The state of one conversation, as its events tell it."""
+
+    def __init__(self, spec: ConversationSpec) -> None:
+        self.spec = spec
+        self.history = ConversationHistory()
+        self.names = {agent.id: agent.name for agent in spec.agents}
+        self.views = {agent.id: ConversationView(agent, spec, self.history, self.names) for agent in spec.agents}
+        self.started = False
+        self.prompted: set[str] = set()
+        """Agents whose system prompt is recorded."""
+        self.named: set[str] = set()
+        self.injected: set[tuple[int, str, str]] = set()
+        """Awareness texts that have been put in: turn, agent, source."""
+        self.turn = 0
+        self.turns_complete = 0
+        self.speakers: tuple[str, ...] = ()
+        self.spoken: list[str] = []
+        """Who has spoken in the open turn."""
+        self.turn_open = False
+        self.asked: _Asked | None = None
+        """A request without its reply."""
+        self.uncounted: MessageCompleteEvent | None = None
+        """A message whose usage event is still to come."""
+        self.total_tokens = 0
+        self.prompt_tokens: int | None = None
+        self.completion_tokens: int | None = None
+        self.cost: float | None = 0.0
+        self.tokens_per_byte = {agent.id: 0.25 for agent in spec.agents}
+        self.wrong_model = False
+        self.notable: dict[str, int] = {}
+        self.ended: ConversationEndEvent | None = None
+        self._thinking: list[ThinkingBlock] = []
+
+    def replay(self, events: Iterable[Event]) -> None:
+        for event in events:
+            self.advance(event)
+
+    def advance(self, event: Event) -> None:
+        """Take one more event into account."""
+        match event:
+            case MessageRequestEvent():
+                size = self.views[event.agent_id].size()
+                self.asked = _Asked(event.agent_id, event.turn_number, event.message_index, size)
+            case MessageCompleteEvent():
+                self._message(event)
+            case TokenUsageEvent():
+                self._usage(event)
+            case TurnStartEvent():
+                self.turn, self.speakers, self.spoken, self.turn_open = event.turn_number, event.speakers, [], True
+            case TurnCompleteEvent():
+                self.turns_complete, self.turn_open = event.turn_number, False
+            case ThinkingCompleteEvent():
+                self._thinking.append(ThinkingBlock(event.content, event.signature))
+            case ConversationStartEvent():
+                self.started = True
+                self._outside(event.opening, 0, None)
+            case SystemPromptEvent():
+                self.prompted.add(event.agent_id)
+                if event.text is not None:
+                    self.history.append(
+                        ConversationTurn(
+                            role=Role.SYSTEM, content=event.text, turn_number=0, audience=(event.agent_id,)
+                        )
+                    )
+            case AgentNamedEvent():
+                self.named.add(event.agent_id)
+                self.names[event.agent_id] = event.name
+                self._outside(NAME_NOTICE.format(name=event.name), 0, (event.agent_id,))
+            case InterventionEvent():
+                self._outside(event.text or "", event.turn_number, event.audience)
+                for agent_id in event.audience:
+                    self.injected.add((event.turn_number, agent_id, event.source))
+            case ContextTruncationEvent() | HistoryCompactedEvent():
+                self._compact(event)
+            case ToolCallEvent():
+                call = ToolCall(event.call_id, event.name, event.arguments)
+                self.history.append(
+                    ConversationTurn(
+                        role=Role.ASSISTANT,
+                        content="",
+                        turn_number=event.turn_number,
+                        agent_id=event.agent_id,
+                        tool_call=call,
+                    )
+                )
+            case ToolResultEvent():
+                result = ToolResult(event.call_id, event.content, event.is_error)
+                self.history.append(
+                    ConversationTurn(
+                        role=Role.TOOL,
+                        content=event.content,
+                        turn_number=event.turn_number,
+                        agent_id=event.agent_id,
+                        tool_result=result,
+                    )
+                )
+            case MessageAbandonedEvent():
+                self._thinking = []
+            case ConversationEndEvent():
+                self.ended = event
+                self.asked = None
+            case ConversationResumedEvent():
+                self.ended = None
+
+    def _outside(self, text: str, turn_number: int, audience: tuple[str, ...] | None) -> None:
+        self.history.append(ConversationTurn(role=Role.USER, content=text, turn_number=turn_number, audience=audience))
+
+    def _message(self, event: MessageCompleteEvent) -> None:
+        if event.message_index != self.history.messages or event.turn_number != self.turn:
+            raise LogError(
+                f"the record has a gap before message {event.message_index} (turn {event.turn_number}): "
+                f"it can be read, but the conversation cannot go on from it"
+            )
+        asked, self.asked = self.asked, None
+        prompt_tokens = event.usage.prompt_tokens
+        if asked is not None and prompt_tokens is not None and asked.size >= _CALIBRATE_FROM_BYTES:
+            self.tokens_per_byte[event.agent_id] = min(2.0, max(0.05, prompt_tokens / asked.size))
+        self.history.append(
+            ConversationTurn(
+                role=Role.ASSISTANT,
+                content=event.message.content,
+                turn_number=event.turn_number,
+                agent_id=event.agent_id,
+                message_index=event.message_index,
+                thinking=tuple(block for block in self._thinking if block.signature is not None),
+            )
+        )
+        self._thinking = []
+        self.spoken.append(event.agent_id)
+        self.uncounted = event
+        for mark in _notable(event):
+            self.notable[mark] = self.notable.get(mark, 0) + 1
+        if not _same_model(event.model_requested, event.model_served):
+            self.wrong_model = True
+
+    def _usage(self, event: TokenUsageEvent) -> None:
+        if event.purpose == "message":
+            self.uncounted = None
+        self.total_tokens = event.total_tokens
+        self.cost = event.total_cost
+        self.prompt_tokens = _plus(self.prompt_tokens, event.prompt_tokens)
+        self.completion_tokens = _plus(self.completion_tokens, event.completion_tokens)
+
+    def _compact(self, event: ContextTruncationEvent | HistoryCompactedEvent) -> None:
+        view = self.views[event.agent_id]
+        summary = event.summary if isinstance(event, HistoryCompactedEvent) else view.state.summary
+        view.compact(
+            ConversationState(
+                first_turn=self.history.turn_of(event.view.start),
+                first_message=event.view.start,
+                summary=summary,
+                pinned=view.state.pinned,
+            )
+        )
+
+    def usage_event(self, event: MessageCompleteEvent) -> TokenUsageEvent:
+        """The usage event that belongs to a message."""
+        return self.count(event.agent_id, event.model_requested, event.usage, event.cost, "message")
+
+    def count(self, agent_id: str, model_id: str, usage: Usage, cost: float | None, purpose: str) -> TokenUsageEvent:
+        """A usage event with running totals after it."""
+        return TokenUsageEvent(
+            agent_id=agent_id,
+            provider=model_id.partition(":")[0],
+            model=model_id.partition(":")[2],
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            thinking_tokens=usage.thinking_tokens,
+            cached_tokens=usage.cached_tokens,
+            estimated=usage.estimated,
+            cost=cost,
+            purpose=purpose,  # type: ignore[arg-type]
+            total_tokens=self.total_tokens + (usage.prompt_tokens or 0) + (usage.completion_tokens or 0),
+            total_cost=None if cost is None or self.cost is None else round(self.cost + cost, 12),
+        )
+
+    def totals(self) -> Totals:
+        return Totals(
+            turns=self.turns_complete,
+            messages=self.history.messages,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            cost_usd=self.cost,
+        )
+
+    def everyone_spoke(self) -> bool:
+        return self.turn_open and len(self.spoken) == len(self.speakers)
+
+
+def _plus(total: int | None, more: int | None) -> int | None:
+    return total if more is None else (total or 0) + more
+
+
+def _notable(event: MessageCompleteEvent) -> list[str]:
+    marks = []
+    if not event.message.content.strip():
+        marks.append("empty")
+    if event.finish_reason is FinishReason.REFUSAL:
+        marks.append("refused")
+    elif event.finish_reason is FinishReason.CONTENT_FILTER:
+        marks.append("filtered")
+    elif event.finish_reason is FinishReason.LENGTH:
+        marks.append("truncated")
+    if event.message.text_replaced:
+        marks.append("text_replaced")
+    return marks
+
+
+def _same_model(requested: str, served: str | None) -> bool:
+    """Whether the model that served may be the one that was asked for.
+
+    Vendors answer an alias with a dated name (`gpt-x` with `gpt-x-2026-05-01`) and local servers with a path, so one
+    plain name beginning with the other is enough.
+    """
+    provider, _, model = requested.partition(":")
+    if served is None or provider in ("local", "replay"):
+        return True
+    one, other = (Path(name).name.lower().removesuffix("-latest").removesuffix(":latest") for name in (model, served))
+    return one.startswith(other) or other.startswith(one)

@@ -1,0 +1,1 @@
+"""Running conversations: folders, processes, and the one writer of the manifest."""
