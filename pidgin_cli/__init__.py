@@ -1,1 +1,1 @@
-"""Pidgin."""
+"""Pidgin: a command-line laboratory for conversations between language models."""

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import random
 import re
+from collections import Counter
 from collections.abc import Callable
 from contextlib import aclosing
 from importlib.metadata import version
@@ -48,6 +49,7 @@ from pidgin_cli.core.types import (
     Status,
     Timing,
     Usage,
+    clean_text,
 )
 from pidgin_cli.eventlog.bus import EventBus
 from pidgin_cli.eventlog.log import EventLog, Record
@@ -153,9 +155,10 @@ class Conductor:
         self.progress = Progress(spec)
         self._log = log
         self._live = live
-        self._record = record
+        self.record = record
         self._resumed_by = resumed_by
-        self._delegates = DelegateManager()
+        self._delegates = DelegateManager(self._obey)
+        self._delegate_pause: str | None = None
         self._paused = False
         self._providers = providers
         self._seats: dict[str, _Seat] = {}
@@ -189,7 +192,6 @@ class Conductor:
 
     async def _until_end(self) -> Outcome:
         try:
-            self._seats = {agent.id: self._seat(agent) for agent in self.spec.agents}
             await self._begin()
             reason = await self._talk()
             outcome = Outcome(_status(reason), reason)
@@ -197,18 +199,27 @@ class Conductor:
             outcome = Outcome(_status(stop.reason), stop.reason)
         except ProviderError as error:
             outcome = Outcome(Status.FAILED, EndReason.PROVIDER_ERROR, f"{type(error).__name__}: {error}")
-        except (LogError, asyncio.CancelledError):
+        except asyncio.CancelledError:
+            stopped = self.control.stopped_now()
+            if stopped is None:
+                self._log.flush()
+                raise
+            outcome = Outcome(_status(stopped.reason), stopped.reason)
+        except LogError:
             raise
         except Exception as error:
             _log.exception("conversation %s broke", self.conversation_id)
             self._publish(ErrorEvent(error=type(error).__name__, message=str(error), where="conductor"))
             outcome = Outcome(Status.FAILED, EndReason.HARNESS_ERROR, f"{type(error).__name__}: {error}")
+        self.control.detach()  # from here on there is nothing left to stop
         self._finish(outcome)
         await self._log.commit()
         return outcome
 
     async def _talk(self) -> EndReason:
         progress = self.progress
+        if self._stop_said():  # and the process did not live to end it
+            return EndReason.STOP_PHRASE
         while progress.turn_open or progress.turns_complete < self.spec.max_turns:
             if not progress.turn_open:
                 await self._checkpoint()
@@ -220,17 +231,20 @@ class Conductor:
                 await self._checkpoint()
                 self._inject_from_outside()
                 await self._speak(self._seats[agent_id])
-                if self._said_stop(agent_id):
-                    return EndReason.STOP_PHRASE
-            self._publish(TurnCompleteEvent(turn_number=progress.turn))
-            self._notify(TurnCompleted, progress.turn)
+                if self._stop_said():
+                    break
+            if progress.everyone_spoke():
+                self._publish(TurnCompleteEvent(turn_number=progress.turn))
+                self._notify(TurnCompleted, progress.turn)
+            if self._stop_said():
+                return EndReason.STOP_PHRASE
         return EndReason.TURN_LIMIT
 
     async def _checkpoint(self) -> None:
         """Wait while anybody wants a pause; raise `Stop` when anybody wants the end."""
         control = self.control
         while True:
-            if self._delegates.watching:
+            if self._delegates.watching or self._delegate_pause is not None:
                 self._ask_delegates()
             if control.stopping is not None:
                 raise control.stopping
@@ -246,24 +260,34 @@ class Conductor:
             await self.control.changed(0.05 if self._delegates.watching else None)
         if self._paused:
             self._paused = False
-            self._publish(self._at(ConversationResumedEvent, by="control"))
+            self._publish(self._at(ConversationResumedEvent, by=control.resumed_by))
             self._notify(AiProcessingStep, "resume", None, self.progress.turn)
 
     def _ask_delegates(self) -> None:
         where = (self.progress.turn, self.history.messages)
-        for name, answer in self._delegates.ask(self, AiLoopRequestStop(*where)):
-            if answer is True:
-                self.control.stop(by=f"delegate {name}")
-        for name, answer in self._delegates.ask(self, AiLoopRequestPause(*where)):
-            if answer is True:
-                self.control.pause(by=f"delegate {name}")
-            else:
-                self.control.resume(by=f"delegate {name}")
+        for name in self._saying_yes(AiLoopRequestStop(*where)):
+            self.control.stop(by=f"delegate {name}")
+        pausing = self._saying_yes(AiLoopRequestPause(*where))
+        if pausing and self._delegate_pause is None:
+            self._delegate_pause = f"delegate {pausing[0]}"
+        if pausing and self._delegate_pause is not None:
+            self.control.pause(by=self._delegate_pause)
+        elif self._delegate_pause is not None:
+            self.control.resume(by=self._delegate_pause)
+            self._delegate_pause = None
+
+    def _saying_yes(self, payload: Payload) -> list[str]:
+        """The delegates that answer True."""
+        try:
+            return [name for name, answer in self._delegates.ask(self, payload) if answer is True]
+        except (Pause, Stop) as signal:
+            self._obey(signal)
+            return []
 
     # Beginning and end
 
     async def _begin(self) -> None:
-        record = self._record
+        record = self.record
         if record is not None:
             self.progress.replay(record.events)
         resumed = self.progress.started
@@ -282,6 +306,7 @@ class Conductor:
             self._write_missing()
             torn = record.total_bytes - record.whole_bytes if record else 0
             self._publish(self._at(ConversationResumedEvent, by=self._resumed_by, torn_bytes=torn))
+        self._seats = {agent.id: self._seat(agent) for agent in self.spec.agents}
         self._notify(AiLoopStarted, self.conversation_id, tuple(a.id for a in self.spec.agents), resumed)
         if self.spec.choose_names and self.progress.turn == 0:
             for seat in self._seats.values():
@@ -362,13 +387,16 @@ class Conductor:
         self._notify(TurnStarted, number, speakers)
 
     def _inject_awareness(self, turn: int) -> None:
+        due: Counter[tuple[int, str, str]] = Counter()
         for item in self.spec.injections:
-            if item.turn == turn and (turn, item.agent_id, item.source) not in self.progress.injected:
-                self._intervene(item.text, (item.agent_id,), item.source, turn)
+            if item.turn == turn:
+                due[place := (turn, item.agent_id, item.source)] += 1
+                if self.progress.injected[place] < due[place]:
+                    self._intervene(item.text, (item.agent_id,), item.source, turn)
 
     def _inject_from_outside(self) -> None:
         for item in self.control.take_injected():
-            audience = item.audience or tuple(agent.id for agent in self.spec.agents)
+            audience = tuple(agent.id for agent in self.spec.agents) if item.audience is None else item.audience
             self._intervene(item.text, audience, item.source, self.progress.turn)
 
     def _intervene(self, text: str, audience: tuple[str, ...], source: str, turn: int) -> None:
@@ -377,15 +405,17 @@ class Conductor:
                 turn_number=turn,
                 source=source,
                 audience=audience,
-                text=text,
+                text=clean_text(text)[0],
                 message_index=self.history.messages,
             )
         )
         self._notify(AiProcessingStep, "intervention", audience[0] if len(audience) == 1 else None, turn)
 
-    def _said_stop(self, agent_id: str) -> bool:
-        phrase = self.spec.stop_phrases.get(agent_id)
-        return phrase is not None and phrase in self.history.turns[-1].content
+    def _stop_said(self) -> bool:
+        """Whether the last message ends the conversation."""
+        last = self.progress.last_message
+        phrase = None if last is None else self.spec.stop_phrases.get(last.agent_id)
+        return last is not None and phrase is not None and phrase in last.message.content
 
     async def _speak(self, seat: _Seat) -> None:
         progress = self.progress
@@ -517,10 +547,6 @@ class Conductor:
                 request = replace(request, attempt=error.attempt + 1)
             except asyncio.CancelledError:
                 self._abandon(request, fold, "stopped before the reply was whole", request.attempt)
-                task = asyncio.current_task()
-                if self.control.stopping_now and self.control.stopping and task is not None and task.uncancel() == 0:
-                    raise self.control.stopping from None
-                self._log.flush()
                 raise
 
     def _abandon(self, request: ModelRequest, fold: ResponseFold, why: str, attempt: int) -> None:
@@ -638,11 +664,11 @@ class Conductor:
         reply = response.message.content
         name = parse_name(reply)
         taken = {self.progress.names[agent_id] for agent_id in self.progress.named}
-        if name in taken:
-            name = f"{name} {len(taken) + 1}"
-        self._publish(
-            AgentNamedEvent(agent_id=seat.agent.id, name=name or seat.agent.name, reply=reply, chosen=name is not None)
-        )
+        wanted = unique = name or seat.agent.name
+        number = 2
+        while unique in taken:
+            unique, number = f"{wanted} {number}", number + 1
+        self._publish(AgentNamedEvent(agent_id=seat.agent.id, name=unique, reply=reply, chosen=name is not None))
 
     # Telling others
 
@@ -663,10 +689,15 @@ class Conductor:
             return
         try:
             self._delegates.notify(self, kind(*fields))
-        except Stop as stop:
-            self.control.stop(stop.by, stop.reason)
-        except Pause as pause:
-            self.control.pause(pause.by)
+        except (Pause, Stop) as signal:
+            self._obey(signal)
+
+    def _obey(self, signal: Pause | Stop) -> None:
+        """What a delegate raised takes effect at the next checkpoint. Called from any thread."""
+        if isinstance(signal, Stop):
+            self.control.stop(signal.by, signal.reason)
+        else:
+            self.control.pause(signal.by)
 
 
 def _status(reason: EndReason) -> Status:

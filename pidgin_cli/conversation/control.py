@@ -45,24 +45,31 @@ class Control:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._pausers: list[str] = []
+        self._resumed_by = "person"
         self._stop: Stop | None = None
         self._now = False
         self._injected: deque[Injected] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[object] | None = None
+        self._cancelled = False
         self._changed = asyncio.Event()
 
     def pause(self, by: str = "person") -> None:
         """Ask for nothing more until `resume`; the message under way is finished."""
         with self._lock:
-            if by not in self._pausers:
-                self._pausers.append(by)
+            if by in self._pausers:
+                return
+            self._pausers.append(by)
         self._wake()
 
     def resume(self, by: str | None = None) -> None:
         """Go on. With `by`, only that party's pause ends."""
         with self._lock:
-            self._pausers = [name for name in self._pausers if by is not None and name != by]
+            left = [name for name in self._pausers if by is not None and name != by]
+            if left == self._pausers:
+                return
+            self._pausers = left
+            self._resumed_by = by or "person"
         self._wake()
 
     def stop(self, by: str = "person", reason: EndReason = EndReason.STOP_REQUEST, *, now: bool = False) -> None:
@@ -81,6 +88,11 @@ class Control:
     @property
     def paused_by(self) -> str | None:
         return self._pausers[0] if self._pausers else None
+
+    @property
+    def resumed_by(self) -> str:
+        """Who ended the last pause."""
+        return self._resumed_by
 
     @property
     def stopping(self) -> Stop | None:
@@ -108,6 +120,15 @@ class Control:
 
     def detach(self) -> None:
         self._loop = self._task = None
+
+    def stopped_now(self) -> Stop | None:
+        """The stop behind the cancellation that just arrived, which is taken back; None when it was somebody else's."""
+        task = asyncio.current_task()
+        if self._cancelled and task is not None:
+            self._cancelled = False
+            if task.uncancel() == 0:
+                return self._stop
+        return None
 
     async def changed(self, timeout_s: float | None = None) -> None:
         """Return when somebody asked for something, or after `timeout_s`."""
@@ -139,5 +160,6 @@ class Control:
     def _notice(self) -> None:
         self._changed.set()
         if self._now and self._task is not None:
+            self._cancelled = True
             self._task.cancel()
             self._task = None

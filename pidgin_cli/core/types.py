@@ -160,7 +160,7 @@ class Message(Struct, frozen=True, omit_defaults=True):
     tool_calls: tuple[ToolCall, ...] = ()
     tool_result: ToolResult | None = None
     text_replaced: bool = False
-    """The model sent lone surrogates; they stand here as U+FFFD."""
+    """The model sent lone surrogates, in whatever part; they stand here as U+FFFD."""
 
 
 class AgentSettings(Struct, frozen=True, omit_defaults=True):
@@ -322,12 +322,13 @@ class ResponseFold:
     `text` and `thinking` give what has arrived so far, also when the stream died.
     """
 
-    __slots__ = ("_calls", "_signed", "_text", "_thinking", "finish", "usage")
+    __slots__ = ("_calls", "_signed", "_text", "_thinking", "_thinking_replaced", "finish", "usage")
 
     def __init__(self) -> None:
         self._text: list[str] = []
         self._thinking: list[str] = []
         self._signed: list[ThinkingBlock] = []
+        self._thinking_replaced = False
         self._calls: dict[int, tuple[str, str, list[str]]] = {}
         self.usage = Usage()
         self.finish: Finish | None = None
@@ -339,7 +340,9 @@ class ResponseFold:
             case ThinkingDelta(text=text, signature=signature):
                 self._thinking.append(text)
                 if signature is not None:
-                    self._signed.append(ThinkingBlock(clean_text("".join(self._thinking))[0], signature))
+                    block, lost = clean_text("".join(self._thinking))
+                    self._signed.append(ThinkingBlock(block, signature))
+                    self._thinking_replaced = self._thinking_replaced or lost
                     self._thinking.clear()
             case ToolCallDelta(index=index, id=call_id, name=name, arguments=arguments):
                 old_id, old_name, pieces = self._calls.get(index, ("", "", []))
@@ -358,13 +361,13 @@ class ResponseFold:
 
     @property
     def thinking(self) -> tuple[ThinkingBlock, ...]:
-        if not self._thinking:
+        if not (text := clean_text("".join(self._thinking))[0]):
             return tuple(self._signed)
-        return (*self._signed, ThinkingBlock(clean_text("".join(self._thinking))[0]))
+        return (*self._signed, ThinkingBlock(text))
 
     @property
     def started(self) -> bool:
-        """Whether anything a person could see has arrived."""
+        """Whether any piece of the reply has arrived, be it empty; usage is none."""
         return bool(self._text or self._thinking or self._signed or self._calls)
 
     def response(self) -> ModelResponse:
@@ -372,12 +375,17 @@ class ResponseFold:
         if self.finish is None:
             raise ValueError("the stream ended without a finish")
         text, replaced = clean_text("".join(self._text))
+        calls = []
+        for _, (call_id, name, pieces) in sorted(self._calls.items()):
+            arguments, lost = clean_text("".join(pieces))
+            calls.append(ToolCall(call_id, name, arguments))
+            replaced = replaced or lost
         message = Message(
             role=Role.ASSISTANT,
             content=text,
             thinking=self.thinking,
-            tool_calls=tuple(ToolCall(i, n, "".join(a)) for _, (i, n, a) in sorted(self._calls.items())),
-            text_replaced=replaced,
+            tool_calls=tuple(calls),
+            text_replaced=replaced or self._thinking_replaced or clean_text("".join(self._thinking))[1],
         )
         return ModelResponse(message=message, finish=self.finish, usage=self.usage)
 

@@ -1,5 +1,6 @@
 """Events to lines and back: one encoder, one decoder."""
 
+from datetime import datetime
 from typing import Any, NamedTuple, Union
 
 import msgspec
@@ -28,19 +29,23 @@ class Skipped(NamedTuple):
         return f"line {self.line}: {self.why}: {shown!r}"
 
 
-def _clean(value: Any) -> Any:
-    if isinstance(value, str):
-        return clean_text(value)[0]
-    if isinstance(value, dict):
-        return {_clean(key): _clean(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_clean(item) for item in value]
-    return value
-
-
 def _cleaned(event: Event) -> Event:
-    fields = _clean(msgspec.to_builtins(event))
-    fields["text_replaced"] = True
+    replaced = event.text_replaced
+
+    def clean(value: Any) -> Any:
+        nonlocal replaced
+        if isinstance(value, str):
+            text, lost = clean_text(value)
+            replaced = replaced or lost
+            return text
+        if isinstance(value, dict):
+            return {clean(key): clean(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [clean(item) for item in value]
+        return value
+
+    fields = clean(msgspec.to_builtins(event, builtin_types=(datetime,)))
+    fields["text_replaced"] = replaced
     return msgspec.convert(fields, type(event))
 
 
@@ -53,13 +58,16 @@ def encode(event: Event) -> bytes:
 
 
 def encode_into(event: Event, buffer: bytearray) -> None:
-    """Append the event's whole line to `buffer`."""
+    """Append the event's whole line to `buffer`, or raise and leave it as it was."""
     length = len(buffer)
     try:
         _encoder.encode_into(event, buffer, -1)
     except UnicodeEncodeError:
         del buffer[length:]
         buffer += _encoder.encode(_cleaned(event))
+    except BaseException:
+        del buffer[length:]
+        raise
     buffer += b"\n"
 
 

@@ -29,7 +29,8 @@ class ProviderInfo(NamedTuple):
     """How a system prompt reaches the model."""
     sdk: str | None = None
     """The distribution that the adapter needs."""
-    key_env: str | None = None
+    key_env: tuple[str, ...] = ()
+    """Environment variables of which one has to be set; the first is the one to recommend."""
     base_url_env: str | None = None
     home: str | None = None
     """Host of the vendor's own API; elsewhere a key may be left out."""
@@ -44,7 +45,7 @@ PROVIDERS: dict[str, ProviderInfo] = {
             "pidgin_cli.providers.anthropic:AnthropicProvider",
             "system parameter",
             sdk="anthropic",
-            key_env="ANTHROPIC_API_KEY",
+            key_env=("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"),
             base_url_env="ANTHROPIC_BASE_URL",
             home="api.anthropic.com",
         ),
@@ -53,7 +54,7 @@ PROVIDERS: dict[str, ProviderInfo] = {
             "pidgin_cli.providers.openai:OpenAIProvider",
             "system message",
             sdk="openai",
-            key_env="OPENAI_API_KEY",
+            key_env=("OPENAI_API_KEY",),
             base_url_env="OPENAI_BASE_URL",
             home="api.openai.com",
         ),
@@ -83,9 +84,9 @@ def missing_key(info: ProviderInfo) -> str | None:
 
     A base URL that leads away from the vendor needs no key: local servers rarely have one.
     """
-    if info.key_env is None or os.environ.get(info.key_env):
+    if not info.key_env or any(os.environ.get(name) for name in info.key_env):
         return None
-    return info.key_env if at_home(info) else None
+    return info.key_env[0] if at_home(info) else None
 
 
 class ProviderPool:
@@ -152,4 +153,9 @@ def effective_parameters(adapter: Provider, request: ModelRequest) -> dict[str, 
 def at_home(info: ProviderInfo) -> bool:
     """Whether requests go to the vendor's own API, so that its prices hold."""
     base_url = os.environ.get(info.base_url_env or "")
-    return not base_url or info.home is None or urlsplit(base_url).hostname == info.home
+    if not base_url or info.home is None:
+        return True
+    try:
+        return urlsplit(base_url).hostname == info.home
+    except ValueError:  # not a URL at all; the adapter says so
+        return False

@@ -53,13 +53,13 @@ def base_url(info: ProviderInfo, default: str) -> str:
 
 def api_key(info: ProviderInfo) -> str:
     """The key, or a placeholder where none is needed. Raises SpecError when it is missing or cannot be sent."""
-    assert info.key_env is not None
     if (missing := missing_key(info)) is not None:
         raise SpecError(f"{missing} is not set; export it with your {info.name} API key")
-    key = os.environ.get(info.key_env) or PLACEHOLDER_KEY
+    name = info.key_env[0]
+    key = os.environ.get(name) or PLACEHOLDER_KEY
     if not (key.isascii() and key.isprintable() and key == key.strip()):
         # HTTP libraries quote such a value in their error text.
-        raise SpecError(f"{info.key_env} holds a blank, a line end or a letter that no key has; set it again")
+        raise SpecError(f"{name} holds a blank, a line end or a letter that no key has; set it again")
     return key
 
 

@@ -1,0 +1,76 @@
+# What a developer runs; `make help` lists it. Needs make and Python 3.11 or newer, nothing else.
+
+READY := .venv/.ready
+PY := .venv/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+PIDGIN := $(PY) -m pidgin_cli
+# Tools are called as modules: the start lines of installed scripts cannot hold a path with a blank in it.
+
+quoted = '$(subst ','\'',$(1))'
+
+# PYTHON=… makes .venv with another interpreter; without it the one .venv was made with stays.
+ifeq ($(origin PYTHON),undefined)
+  PYTHON := $(or $(shell sed -n 2p $(READY) 2>/dev/null),python3)
+endif
+
+# A checkout that was moved or copied, or another PYTHON, needs a new .venv.
+ifeq ($(shell printf '%s\n' "$$(pwd)" $(call quoted,$(PYTHON)) | cmp -s - $(READY) && echo fresh),)
+  .PHONY: $(READY)
+  CLEAR := --clear
+endif
+
+.PHONY: help demo test check bench docs lock clean
+.DEFAULT_GOAL := help
+
+help: ## list what there is to make
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' Makefile
+
+$(READY): requirements-dev.txt pyproject.toml
+	@$(call quoted,$(PYTHON)) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Pidgin needs Python 3.11 or newer: make PYTHON=python3.11")'
+	@echo 'Setting up .venv; this is done once'
+	@$(call quoted,$(PYTHON)) -m venv $(CLEAR) .venv
+	@$(PIP) --require-hashes -r requirements-dev.txt
+	@$(PIP) --no-deps --no-build-isolation -e .
+	@printf '%s\n' "$$(pwd)" $(call quoted,$(PYTHON)) > $@
+
+demo: $(READY) ## hold a short conversation on the built-in model and look at its record
+	@$(PIDGIN) chat -a 'local:test?words=25&chunk_ms=15&name=Wren' -b 'local:test?words=25&chunk_ms=15&echo=0.4&name=Finch' \
+	  --choose-names -t 4 --seed 7 -n demo -p 'What would you like to find out?' -o pidgin_output
+	@id=$$($(PIDGIN) list --json -o pidgin_output | $(PY) -c 'import json, sys; print(json.load(sys.stdin)[0]["experiment_id"])') && \
+	  printf '\nThe record: %s\n' pidgin_output/experiments/experiment_"$$id"_*/ && \
+	  printf '\n$$ pidgin list\n' && $(PIDGIN) list -o pidgin_output && \
+	  printf '\n$$ pidgin show %s\n' "$$id" && $(PIDGIN) show "$$id" -o pidgin_output && \
+	  printf '\n$$ tail -n 1 …_events.jsonl\n' && tail -n 1 pidgin_output/experiments/experiment_"$$id"_*/conv_*_events.jsonl
+
+test: $(READY) ## run the tests; ARGS='-k word' chooses some
+	@$(PY) -m pytest $(ARGS)
+
+check: $(READY) ## lint, format, types, imports between the floors, docs in step with the code
+	@failed=; \
+	step() { printf '%s\n' "-- $$1"; name=$$1; shift; "$$@" || failed="$$failed [$$name]"; }; \
+	step 'ruff check' $(PY) -m ruff check .; \
+	step 'ruff format' $(PY) -m ruff format --check .; \
+	step 'mypy' $(PY) -m mypy; \
+	step 'import-linter' $(PY) -c 'from importlinter.cli import lint_imports_command as run; run()' --no-logo; \
+	step 'docs in step' $(PY) docs/generate.py --check; \
+	for tool in node chromium; do command -v $$tool >/dev/null || echo "-- absent: $$tool (nothing needs it yet)"; done; \
+	[ -z "$$failed" ] || { echo "FAILED:$$failed"; exit 1; }
+
+bench: $(READY) ## measure against the budgets; ARGS=--quick takes a fifth of the time
+	@$(PY) -m benchmarks $(ARGS)
+
+docs: $(READY) ## write the reference pages anew from the code
+	@$(PY) docs/generate.py
+
+lock: ## refresh requirements-dev.txt to the newest versions that fit pyproject.toml
+	@set -e; scratch=$$(mktemp -d); trap 'rm -rf "$$scratch"' EXIT; \
+	$(call quoted,$(PYTHON)) -m venv "$$scratch/venv"; \
+	"$$scratch/venv/bin/python" -m pip install --quiet --disable-pip-version-check uv; \
+	mkdir "$$scratch/project"; cp pyproject.toml README.md LICENSE "$$scratch/project"; \
+	(cd "$$scratch/project" && ../venv/bin/python -m uv export --quiet --format requirements-txt --no-emit-project \
+	  --all-extras --no-header --output-file requirements-dev.txt); \
+	cp "$$scratch/project/requirements-dev.txt" requirements-dev.txt
+
+clean: ## remove .venv and everything built; records in pidgin_output stay
+	@rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@find pidgin_cli tests benchmarks docs -name __pycache__ -prune -exec rm -rf {} +

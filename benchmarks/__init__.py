@@ -1,0 +1,1 @@
+"""What Pidgin costs, beside a bare asyncio loop that makes the same calls and writes: `python -m benchmarks`."""

@@ -1,0 +1,286 @@
+"""The two things that are compared: Pidgin's conversations, and a bare loop that makes the same calls and writes."""
+
+import asyncio
+import ctypes
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from pidgin_cli.conversation.conductor import Conductor
+from pidgin_cli.core.errors import LogError
+from pidgin_cli.core.events import (
+    Event,
+    MessageCompleteEvent,
+    MessageRequestEvent,
+    TokenUsageEvent,
+    TurnCompleteEvent,
+    TurnStartEvent,
+    View,
+)
+from pidgin_cli.core.types import (
+    Agent,
+    Delta,
+    EndReason,
+    Finish,
+    FinishReason,
+    Message,
+    ModelRequest,
+    Role,
+    TextDelta,
+    Timeouts,
+    Timing,
+    Usage,
+    UsageDelta,
+)
+from pidgin_cli.eventlog.bus import EventBus
+from pidgin_cli.eventlog.log import Durability, EventLog, Syncer
+from pidgin_cli.eventlog.manifest import Manifest, ManifestWriter
+from pidgin_cli.eventlog.state import run_state
+from pidgin_cli.providers.base import Provider
+from pidgin_cli.providers.registry import ProviderPool
+from pidgin_cli.spec.conversation import ConversationSpec
+
+__all__ = ["Run", "Scripted", "bare", "pidgin"]
+
+WORDS = 120
+TEXT = " ".join(f"word{number % 10}" for number in range(WORDS))
+USAGE = Usage(prompt_tokens=400, completion_tokens=160)
+EXPERIMENT = "bench000"
+
+
+class Scripted:
+    """A model that always says the same 120 words, in `pieces`, the last of them `latency_s` after the request.
+
+    Every piece has its time counted from the request, so that a late one does not delay the next. Without latency it
+    still answers through the event loop, as everything does that is really awaited.
+    """
+
+    def __init__(self, latency_s: float = 0.0, pieces: int = 1, on_request: Callable[[], None] | None = None) -> None:
+        self._latency = latency_s
+        self._on_request = on_request
+        step = len(TEXT) // pieces
+        cuts = [number * step for number in range(pieces)] + [len(TEXT)]
+        self._pieces = [TEXT[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
+
+    async def stream_response(self, request: ModelRequest) -> AsyncIterator[Delta]:
+        if self._on_request is not None:
+            self._on_request()
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        for number, piece in enumerate(self._pieces, 1):
+            await asyncio.sleep(max(0.0, began + self._latency * number / len(self._pieces) - clock()))
+            yield TextDelta(piece[:-1] + piece[-1])  # a string of its own, as every real reply is
+        yield UsageDelta(USAGE)
+        yield Finish(model="test")
+
+    async def aclose(self) -> None:
+        """Nothing is open."""
+
+
+class _Pool(ProviderPool):
+    def __init__(self, provider: Provider) -> None:
+        super().__init__()
+        self._scripted = provider
+
+    def adapter(self, model_id: str, timeouts: Timeouts) -> Provider:
+        return self._scripted
+
+
+class Run(NamedTuple):
+    """What a run of several conversations took."""
+
+    messages: int
+    wall_s: float
+    manifest_writes: int = 0
+
+    @property
+    def rate(self) -> float:
+        return self.messages / self.wall_s
+
+
+async def pidgin(
+    folder: Path, provider: Provider, conversations: int, messages: int, durability: Durability = "message"
+) -> Run:
+    """Hold conversations of two agents, all at once, recorded in `folder`, with a manifest."""
+    folder.mkdir()
+    spec = ConversationSpec(
+        agents=(Agent(id="a", model="local:test", name="one"), Agent(id="b", model="local:test", name="two")),
+        opening="Hello!",
+        max_turns=messages // 2,
+        durability=durability,
+    )
+    pool = _Pool(provider)
+    began = time.perf_counter()
+    syncer = Syncer()
+    manifest = Manifest(experiment_id=EXPERIMENT, created_at=datetime.now(UTC))
+    writer = ManifestWriter(folder / "manifest.json", manifest, _fail)
+
+    async def converse(number: int) -> None:
+        conversation_id = f"{EXPERIMENT}-{number}"
+        log, record = EventLog.resume(
+            folder / f"conv_{conversation_id}_events.jsonl",
+            experiment_id=EXPERIMENT,
+            conversation_id=conversation_id,
+            syncer=syncer,
+            durability=durability,
+        )
+        bus = EventBus()
+        writer.seed(conversation_id, run_state(record.events))
+        bus.subscribe(writer.take)
+        conductor = Conductor(
+            spec, conversation_id=conversation_id, providers=pool, log=log, bus=bus, record=record
+        )
+        outcome = await conductor.run()
+        await log.aclose()
+        assert outcome.end_reason is EndReason.TURN_LIMIT, outcome
+
+    await asyncio.gather(*(converse(number) for number in range(1, conversations + 1)))
+    await syncer.aclose()
+    writer.close()
+    return Run(conversations * messages, time.perf_counter() - began, writer.writes)
+
+
+def _fail(error: LogError) -> None:
+    raise error
+
+
+class Line(msgspec.Struct):
+    """The least that a loop can write down of a message."""
+
+    conversation: int
+    index: int
+    agent: str
+    text: str
+
+
+async def bare(
+    folder: Path,
+    provider: Provider,
+    conversations: int,
+    messages: int,
+    *,
+    fsync: bool = False,
+    text_only: bool = False,
+) -> Run:
+    """The same model asked the same and as often, the same lines encoded and written, and nothing else done.
+
+    Args:
+        fsync: wait for the disk after every message.
+        text_only: write one short line per message instead of the record's lines.
+    """
+    folder.mkdir()
+    encode = msgspec.json.Encoder().encode
+    group = _Group() if fsync else None
+    began = time.perf_counter()
+
+    async def converse(number: int) -> None:
+        name = f"{EXPERIMENT}-{number}"
+        views: dict[str, list[Message]] = {"a": [_OPENING], "b": [_OPENING]}
+        fd = os.open(folder / f"{number}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        for index in range(messages):
+            speaker = "ab"[index % 2]
+            request = ModelRequest(model="test", messages=tuple(views[speaker]), agent_id=speaker)
+            pieces = []
+            async for delta in provider.stream_response(request):
+                if isinstance(delta, TextDelta):
+                    pieces.append(delta.text)
+            text = "".join(pieces)
+            for agent_id, view in views.items():
+                view.append(Message(role=Role.ASSISTANT if agent_id == speaker else Role.USER, content=text))
+            if text_only:
+                os.write(fd, encode(Line(number, index, speaker, text)) + b"\n")
+            else:
+                os.write(fd, b"\n".join(map(encode, _lines(name, index, speaker, text))) + b"\n")
+            if group is not None:
+                await group.synced(fd)
+        os.close(fd)
+
+    await asyncio.gather(*(converse(number) for number in range(conversations)))
+    if group is not None:
+        group.close()
+    return Run(conversations * messages, time.perf_counter() - began)
+
+
+_OPENING = Message(role=Role.USER, content="Hello!")
+
+
+def _lines(name: str, index: int, speaker: str, text: str) -> list[Event]:
+    """The lines of one message, and of the turn around it."""
+    turn = index // 2 + 1
+    now = datetime.now(UTC)
+    envelope: dict[str, Any] = {
+        "event_id": f"{name}:{index}",
+        "seq": index,
+        "timestamp": now,
+        "experiment_id": EXPERIMENT,
+        "conversation_id": name,
+    }
+    at: dict[str, Any] = {**envelope, "agent_id": speaker, "turn_number": turn, "message_index": index}
+    lines: list[Event] = [
+        MessageRequestEvent(**at, view=View(0, index, 0, 1), digest="0" * 32),
+        MessageCompleteEvent(
+            **at,
+            message=Message(role=Role.ASSISTANT, content=text, id=f"{name}:m{index}"),
+            finish_reason=FinishReason.STOP,
+            usage=USAGE,
+            cost=0.0,
+            timing=Timing(ttft_ms=0.012, duration_ms=0.031),
+            model_requested="local:test",
+            model_served="test",
+        ),
+        TokenUsageEvent(
+            **envelope,
+            agent_id=speaker,
+            provider="local",
+            model="test",
+            prompt_tokens=USAGE.prompt_tokens,
+            completion_tokens=USAGE.completion_tokens,
+            cost=0.0,
+            total_tokens=560 * (index + 1),
+            total_cost=0.0,
+        ),
+    ]
+    if index % 2:
+        return [*lines, TurnCompleteEvent(**envelope, turn_number=turn)]
+    return [TurnStartEvent(**envelope, turn_number=turn, speakers=("a", "b")), *lines]
+
+
+class _Group:
+    """Grouped fsyncs and nothing else: who comes while one is under way waits for the next."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[asyncio.Future[None], int] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._pool = ThreadPoolExecutor(max_workers=1)
+        self._syncfs = getattr(ctypes.CDLL(None), "syncfs", None)
+
+    async def synced(self, fd: int) -> None:
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting[waiter] = fd
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+        await waiter
+
+    async def _run(self) -> None:
+        while self._waiting:
+            group, self._waiting = self._waiting, {}
+            await asyncio.get_running_loop().run_in_executor(self._pool, self._sync, set(group.values()))
+            for waiter in group:
+                waiter.set_result(None)
+        self._task = None
+
+    def _sync(self, fds: set[int]) -> None:
+        if self._syncfs is not None and len(fds) >= Syncer.SYNCFS_FROM:
+            self._syncfs(next(iter(fds)))
+        else:
+            for fd in fds:
+                os.fdatasync(fd)
+
+    def close(self) -> None:
+        self._pool.shutdown()

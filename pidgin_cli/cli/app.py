@@ -1,0 +1,373 @@
+"""The command tree. Imports click and nothing slow; every command loads what it needs when it runs."""
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pidgin_cli.core.errors import PidginError
+
+__all__ = ["cli", "run"]
+
+INTERRUPTED = 130
+
+
+def run(args: Sequence[str] | None = None) -> int:
+    """Run a command line. Gives the exit status: 0 done, 1 something failed, 2 wrong use, 130 interrupted."""
+    try:
+        result = cli.main(args, prog_name="pidgin", standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.Abort:
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except click.ClickException as error:
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            click.echo(f"{error.ctx.get_usage()}\nTry '{error.ctx.command_path} --help' for help.\n", err=True)
+        click.echo(f"Error: {_plain(error.format_message())}", err=True)
+        return error.exit_code
+    except PidginError as error:
+        click.echo(f"Error: {_plain(str(error))}", err=True)
+        return error.exit_code
+    except BrokenPipeError:
+        # Whoever read the output has gone; point it elsewhere so that closing it does not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if os.environ.get("PIDGIN_DEBUG"):
+            raise
+        click.echo(
+            f"Error: {type(error).__name__}: {_plain(str(error))} - this is a fault in pidgin; "
+            f"PIDGIN_DEBUG=1 shows where",
+            err=True,
+        )
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+def _plain(text: str) -> str:
+    """Text of any origin without characters that a terminal acts on."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069\ud800-\udfff]", "?", text)
+
+
+class _Commands(click.Group):
+    """Names the nearest command when there is no such one."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError:
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=2)
+            hint = f" Did you mean {' or '.join(near)}?" if near else ""
+            raise click.UsageError(f"No such command {args[0]!r}.{hint}", ctx) from None
+
+
+class _PerAgentOption(click.Option):
+    """An option that exists once for every agent: `--temp-a`, `--temp-b`, `--temp-c`, …
+
+    Declared under its first name; `_PerAgentCommand` rewrites `--temp-c 0.3` to `--temp-a c=0.3`.
+    """
+
+    def __init__(self, param_decls: Sequence[str], *, bare: bool = False, **attrs: Any) -> None:
+        attrs["multiple"] = True
+        super().__init__(param_decls, **attrs)
+        self.bare = bare
+
+    @property
+    def family(self) -> str:
+        return self.opts[0].removesuffix("a")
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        record = super().get_help_record(ctx)
+        shown = f"{self.family}ID" + ("" if self.bare else f" {self.metavar}")
+        return record and (shown, record[1])
+
+
+class _PerAgentCommand(click.Command):
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        families = {param.family: param for param in self.params if isinstance(param, _PerAgentOption)}
+        declared = {opt for param in self.params if not isinstance(param, _PerAgentOption) for opt in param.opts}
+        found: list[str] = []
+        rest = list(args)
+        while rest:
+            arg = rest.pop(0)
+            if arg == "--":
+                found += [arg, *rest]
+                break
+            match = re.fullmatch(r"(--[a-z-]+-)([a-z][a-z0-9]*)(?:=(.*))?", arg, re.DOTALL)
+            if match is None or match[1] not in families or arg.partition("=")[0] in declared:
+                found.append(arg)
+                continue
+            option = families[match[1]]
+            value = match[3]
+            if option.bare:
+                value = "true"
+            elif value is None:
+                if not rest:
+                    raise click.BadOptionUsage(arg, f"Option {arg!r} requires an argument.", ctx)
+                value = rest.pop(0)
+            found.append(f"{option.opts[0]}={match[2]}={value}")
+        return super().parse_args(ctx, found)
+
+
+def _per_agent(
+    _ctx: click.Context, param: click.Parameter, values: tuple[str, ...], convert: Callable[[str], Any] = str
+) -> dict[str, Any]:
+    found = {}
+    for value in values:
+        agent_id, _, text = value.partition("=")
+        try:
+            found[agent_id] = convert(text)
+        except ValueError:
+            name = f"{getattr(param, 'family', '')}{agent_id}"
+            raise click.BadParameter(f"{text!r} is not a number.", param_hint=name) from None
+    return found
+
+
+def _per_agent_number(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+    return _per_agent(ctx, param, values, float)
+
+
+def _complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    from pidgin_cli.spec.catalogue import aliases, known_models
+
+    return [name for name in (*aliases(), *known_models()) if name.startswith(incomplete)]
+
+
+def _complete_experiment(ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    from pidgin_cli.eventlog.folder import OutputRoot
+
+    folders = OutputRoot(ctx.params.get("output")).folders()
+    names = [name for folder in folders for name in (folder.experiment_id, folder.slug) if name]
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def _output(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "-o",
+        "--output",
+        type=click.Path(path_type=Path),
+        metavar="ROOT",
+        help="Folder that holds the records. [default: $PIDGIN_OUTPUT or ./pidgin_output]",
+    )(command)
+
+
+def _as_json(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON array.")(command)
+
+
+def _display(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print every event as a line of JSON."),
+        click.option("--show-thinking", is_flag=True, help="Show what models think, dimmed."),
+        click.option("--show-system-prompts", is_flag=True, help="Show the system prompts first."),
+        click.option("--tail", is_flag=True, help="Short for --display tail."),
+        click.option(
+            "--display",
+            type=click.Choice(["chat", "tail", "quiet"]),
+            default="chat",
+            show_default=True,
+            help="chat: the talk; tail: one line per event; quiet: where the record is, nothing else.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(None, "--version", package_name="pidgin-cli", prog_name="pidgin")
+def cli() -> None:
+    """A laboratory for conversations between language models.
+
+    \b
+    Example:
+      pidgin chat -a local:test -b local:test -t 3
+    """
+
+
+@cli.command(cls=_PerAgentCommand)
+@click.option("-a", "--agent-a", metavar="MODEL", shell_complete=_complete_model, help="Model of agent a.")
+@click.option("-b", "--agent-b", metavar="MODEL", shell_complete=_complete_model, help="Model of agent b.")
+@click.option("--agent", "agents", multiple=True, metavar="ID=MODEL", help="One more agent, such as c=gpt.")
+@click.option("-p", "--prompt", metavar="TEXT", help="Opening, given to every agent; @FILE or - for standard input.")
+@click.option("-t", "--turns", type=click.IntRange(min=1), default=10, show_default=True, help="Rounds.")
+@click.option("-n", "--name", help="Name of the record.")
+@_output
+@click.option(
+    "-w", "--awareness", metavar="PRESET|FILE", help="none, basic, firm, research, backrooms, or a YAML file."
+)
+@click.option(
+    "--awareness-a",
+    "awareness_of",
+    cls=_PerAgentOption,
+    callback=_per_agent,
+    metavar="PRESET|FILE",
+    help="The same for one agent.",
+)
+@click.option("--temperature", type=click.FloatRange(0, 2), help="Sampling temperature of all agents, 0 to 2.")
+@click.option(
+    "--temp-a", "temperature_of", cls=_PerAgentOption, callback=_per_agent_number, metavar="T", help="Of one agent."
+)
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Upper end of one reply.")
+@click.option("--think", is_flag=True, help="Ask all models to think first, and show it.")
+@click.option("--think-a", "think_of", cls=_PerAgentOption, bare=True, callback=_per_agent, help="Ask one agent's.")
+@click.option("--think-budget", type=click.IntRange(min=1), help="Thinking tokens at most; implies --think.")
+@click.option("--choose-names", is_flag=True, help="Agents choose their names first.")
+@click.option("--prompt-tag", default="HUMAN", show_default=True, help='Stands before the opening; "" for nothing.')
+@click.option("--order", type=click.Choice(["alternate", "random"]), default="alternate", show_default=True)
+@click.option("--first", metavar="ID", help="Who opens: an agent's id, or random.  [default: the first agent]")
+@click.option("--stop-phrase", metavar="TEXT", help="An agent that says this ends the conversation.")
+@click.option("--seed", type=int, help="All draws derive from it.  [default: drawn and recorded]")
+@click.option(
+    "--context",
+    type=click.Choice(["stop", "window", "summarise"]),
+    default="stop",
+    show_default=True,
+    help="When the context window is full: end, drop the oldest turns, or summarise them.",
+)
+@click.option("--context-limit", type=click.IntRange(min=1), help="Tokens, instead of the models' own windows.")
+@click.option("--allow-truncation", is_flag=True, help="Short for --context window.")
+@click.option("--meditation", is_flag=True, help="Agent a faces a partner that only ever stays silent.")
+@click.option("--timeout-connect", type=click.FloatRange(0), metavar="S", help="Seconds; 0: no limit.  [default: 15]")
+@click.option("--timeout-first-token", type=click.FloatRange(0), metavar="S", help="Seconds.  [default: 300]")
+@click.option("--timeout-gap", type=click.FloatRange(0), metavar="S", help="Between two pieces.  [default: 120]")
+@click.option("--timeout-total", type=click.FloatRange(0), metavar="S", help="Whole reply.  [default: no limit]")
+@click.option("--retries", type=click.IntRange(0), help="Times a failed request is tried again.  [default: 5]")
+@click.option(
+    "--durability",
+    type=click.Choice(["message", "strict", "none"]),
+    default="message",
+    show_default=True,
+    help="When the record is on the disk: within 0.2 s, before the next request, or when the system likes.",
+)
+@click.option("-y", "--yes", is_flag=True, help="Download a missing Ollama model without asking.")
+@_display
+def chat(**options: Any) -> int:
+    """Hold one conversation, live.
+
+    Models are named provider:model (anthropic:…, openai:…, ollama:…, local:test, replay:RECORD) or by a short name
+    (claude, gpt, …). Options that end in ID exist for every agent: --temp-a, --temp-b, --temp-c.
+
+    \b
+    Example:
+      pidgin chat -a claude -b gpt -t 20 -p "What is it like to be read?"
+      pidgin chat -a ollama:qwen3:4b -b ollama:gemma3:4b --temp-b 0.2
+      pidgin chat -a local:test -b local:test?words=20 -t 3
+    """
+    from .chat import chat as hold
+
+    return hold(options)
+
+
+@cli.command()
+@click.argument("target", required=False, shell_complete=_complete_experiment)
+@click.option("--all", "everything", is_flag=True, help="Go on with everything that can go on.")
+@click.option("-y", "--yes", is_flag=True, help="Download a missing Ollama model without asking.")
+@_output
+@_display
+def resume(target: str | None, **options: Any) -> int:
+    """Go on with a conversation that was stopped, failed, or whose process died.
+
+    TARGET is an id, the beginning of one, or a name. Nothing that is recorded is asked again.
+
+    \b
+    Example:
+      pidgin resume k3v9x2ab
+    """
+    from .chat import resume as go_on
+
+    return go_on(target, options)
+
+
+@cli.command("list")
+@_output
+@_as_json
+def list_(output: Path | None, as_json: bool) -> None:
+    """List the records, newest first.
+
+    \b
+    Example:
+      pidgin list
+      pidgin list --json | jq -r '.[] | select(.status == "failed") | .experiment_id'
+    """
+    from .records import list_records
+
+    list_records(output, as_json=as_json)
+
+
+@cli.command()
+@click.argument("target", shell_complete=_complete_experiment)
+@_output
+@_as_json
+@click.option("--show-thinking", is_flag=True, help="Show what models thought, dimmed.")
+@click.option("--show-system-prompts", is_flag=True, help="Show the system prompts first.")
+def show(target: str, output: Path | None, as_json: bool, **options: bool) -> None:
+    """Show an experiment, or read a conversation.
+
+    TARGET is an id, the beginning of one, a name, or the id of a conversation. --json gives the manifest, or the
+    events of a conversation.
+
+    \b
+    Example:
+      pidgin show k3v9x2ab
+      pidgin show k3v9x2ab-1 --show-system-prompts
+    """
+    from .records import show_record
+
+    show_record(target, output, as_json=as_json, **options)
+
+
+@cli.command()
+@click.argument("target", required=False, shell_complete=_complete_experiment)
+@click.option("--all", "everything", is_flag=True, help="All experiments.")
+@_output
+def rebuild(target: str | None, everything: bool, output: Path | None) -> None:
+    """Make manifest.json again from the logs.
+
+    \b
+    Example:
+      pidgin rebuild k3v9x2ab
+    """
+    from .records import rebuild_manifests
+
+    rebuild_manifests(target, output, everything=everything)
+
+
+@cli.command()
+@_output
+@_as_json
+def doctor(output: Path | None, as_json: bool) -> int:
+    """Say what is installed, which keys are there, whether Ollama is up and the output can be written.
+
+    \b
+    Example:
+      pidgin doctor
+    """
+    from .doctor import examine
+
+    return examine(output, as_json=as_json)
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script of a shell.
+
+    \b
+    Example:
+      eval "$(pidgin completion bash)"
+    """
+    from click.shell_completion import get_completion_class
+
+    maker = get_completion_class(shell)
+    assert maker is not None, "click knows these three"
+    click.echo(maker(cli, {}, "pidgin", "_PIDGIN_COMPLETE").source())

@@ -1,0 +1,112 @@
+"""`doctor`: what is here and what is missing."""
+
+import asyncio
+import os
+import platform
+import shutil
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import click
+import msgspec
+from rich.console import Console
+from rich.text import Text
+
+from pidgin_cli.core.errors import PidginError
+from pidgin_cli.core.types import Timeouts
+from pidgin_cli.eventlog.folder import OutputRoot
+from pidgin_cli.monitor.text import visible
+from pidgin_cli.providers.registry import PROVIDERS, at_home
+
+__all__ = ["examine"]
+
+PACKAGES = ("anthropic", "openai", "ollama", "genai-prices", "msgspec", "pydantic", "rich")
+LOW_DISK_BYTES = 1_000_000_000
+
+
+class Finding(NamedTuple):
+    """One line of the examination."""
+
+    check: str
+    status: Literal["ok", "missing", "problem"]
+    """`missing`: fine unless you want it. `problem`: Pidgin cannot work like this."""
+    detail: str
+
+
+def examine(output: Path | None, *, as_json: bool) -> int:
+    """Print what was found. Gives 1 when there is a problem, else 0."""
+    findings = [_python(), *_packages(), *_keys(), asyncio.run(_ollama()), *_output(OutputRoot(output))]
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode([finding._asdict() for finding in findings]), indent=2))
+    else:
+        console = Console(highlight=False, markup=False, emoji=False)
+        marks = {"ok": ("✓", "green"), "missing": ("·", "dim"), "problem": ("✗", "red")}
+        for finding in findings:
+            mark, style = marks[finding.status]
+            console.print(Text.assemble((f"{mark} ", style), f"{finding.check:<22}", (visible(finding.detail), "dim")))
+    return 1 if any(finding.status == "problem" for finding in findings) else 0
+
+
+def _python() -> Finding:
+    return Finding("python", "ok", f"{platform.python_version()} on {platform.system()}")
+
+
+def _packages() -> list[Finding]:
+    found = [Finding("pidgin", "ok", version("pidgin-cli"))]
+    for package in PACKAGES:
+        try:
+            found.append(Finding(package, "ok", version(package)))
+        except PackageNotFoundError:
+            found.append(Finding(package, "problem", f"not installed; pip install {package}"))
+    return found
+
+
+def _keys() -> list[Finding]:
+    found = []
+    for info in PROVIDERS.values():
+        if not info.key_env:
+            continue
+        present = [name for name in info.key_env if os.environ.get(name)]
+        where = "" if at_home(info) else f", asking the server that {info.base_url_env} names"
+        if present:
+            found.append(Finding(f"{info.name} key", "ok", f"{present[0]} is set{where}"))
+        elif where:
+            found.append(Finding(f"{info.name} key", "ok", f"none{where}"))
+        else:
+            found.append(
+                Finding(f"{info.name} key", "missing", f"export {info.key_env[0]}=… to use {info.name} models")
+            )
+    return found
+
+
+async def _ollama() -> Finding:
+    try:
+        from pidgin_cli.providers.ollama import OllamaProvider
+
+        ollama = OllamaProvider(Timeouts(connect_s=2.0))
+        try:
+            models = await ollama.installed_models()
+        finally:
+            await ollama.aclose()
+    except PidginError as error:
+        return Finding("ollama server", "missing", str(error))
+    if not models:
+        return Finding("ollama server", "ok", "up, without a model; get one with: ollama pull qwen3:4b")
+    return Finding("ollama server", "ok", f"up, with {', '.join(models[:6])}{', …' if len(models) > 6 else ''}")
+
+
+def _output(root: OutputRoot) -> list[Finding]:
+    try:
+        root.prepare()
+        with tempfile.TemporaryFile(dir=root.experiments):
+            pass
+    except (PidginError, OSError) as error:
+        return [Finding("output", "problem", str(error))]
+    free = shutil.disk_usage(root.path).free
+    size = f"{free / 1e9:.1f} GB free"
+    return [
+        Finding("output", "ok", f"{root.path} can be written"),
+        Finding("disk", "ok" if free > LOW_DISK_BYTES else "problem", size),
+    ]

@@ -1,0 +1,411 @@
+"""A conversation on screen: live while it runs, or read from its record."""
+
+import time
+from collections.abc import Sequence
+
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.rule import Rule
+from rich.status import Status as Spinner
+from rich.style import Style
+from rich.text import Text
+
+from pidgin_cli.core.events import (
+    AgentNamedEvent,
+    APIErrorEvent,
+    ContextLimitEvent,
+    ContextTruncationEvent,
+    ConversationEndEvent,
+    ConversationPausedEvent,
+    ConversationResumedEvent,
+    ConversationStartEvent,
+    ErrorEvent,
+    Event,
+    HistoryCompactedEvent,
+    InterventionEvent,
+    MessageAbandonedEvent,
+    MessageCompleteEvent,
+    MessageRequestEvent,
+    RateLimitEvent,
+    SystemPromptEvent,
+    ThinkingCompleteEvent,
+    TurnStartEvent,
+)
+from pidgin_cli.core.types import Agent, Delta, FinishReason, Status, TextDelta, ThinkingDelta
+
+from .text import Wrapper, one_line, visible
+
+__all__ = ["ChatDisplay", "TailDisplay", "cost_text", "status_style"]
+
+COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_red")
+DIM = Style(dim=True)
+MAX_WIDTH = 100
+"""Text in wider lines is hard to read."""
+PIPED_WIDTH = 400
+"""Of a line that goes to a file or another program."""
+
+_STATUS_STYLES = {
+    Status.COMPLETED: "green",
+    Status.RUNNING: "cyan",
+    Status.PAUSED: "yellow",
+    Status.FAILED: "red",
+    Status.INTERRUPTED: "red",
+    Status.STOPPED: "yellow",
+    Status.CREATED: "dim",
+}
+
+
+def status_style(status: Status) -> str:
+    return _STATUS_STYLES[status]
+
+
+def cost_text(cost: float | None) -> str:
+    """USD as people read it; `?` when it is not known."""
+    if cost is None:
+        return "$?"
+    if cost == 0:
+        return "$0"
+    return f"${cost:.2f}" if cost >= 1 else f"${cost:.4f}"
+
+
+def _seconds(ms: float) -> str:
+    return f"{ms:.0f} ms" if ms < 1000 else f"{ms / 1000:.1f} s"
+
+
+class _Waiting:
+    """A text with the seconds since it first was shown."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._since = time.monotonic()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        seconds = int(time.monotonic() - self._since)
+        yield Text(f"{self._text}{f' {seconds} s' if seconds >= 1 else ''}", style="dim")
+
+
+class ChatDisplay:
+    """Prints a conversation as a talk.
+
+    `take` gets every event, `live` every piece of a reply. Without pieces (a record being read) whole messages are
+    printed instead.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        *,
+        show_thinking: bool = False,
+        show_system_prompts: bool = False,
+        following: bool = True,
+    ) -> None:
+        """`following`: the conversation runs now, so that waiting is shown."""
+        self._console = console
+        self._show_thinking = show_thinking
+        self._show_system_prompts = show_system_prompts
+        self._following = following
+        self._agents: dict[str, Agent] = {}
+        self._names: dict[str, str] = {}
+        self._colours: dict[str, str] = {}
+        self._max_turns: int | None = None
+        self._spinner: Spinner | None = None
+        self._wrapper: Wrapper | None = None
+        self._writing: tuple[str, str] | None = None
+        """Agent and kind (`text` or `thinking`) of what is on the open line."""
+        self._headed: str | None = None
+        """Agent whose name stands above what is being written."""
+        self._told_text = False
+        self._told_thinking = False
+
+    @property
+    def _width(self) -> int | None:
+        return min(self._console.width, MAX_WIDTH) if self._console.is_terminal else None
+
+    # Pieces
+
+    def live(self, agent_id: str, delta: Delta | None) -> None:
+        """One piece of a reply, or None: what came so far is discarded."""
+        if isinstance(delta, TextDelta) and delta.text:
+            self._told_text = True
+            self._write(agent_id, "text", delta.text)
+        elif isinstance(delta, ThinkingDelta) and self._show_thinking and delta.text:
+            self._told_thinking = True
+            self._write(agent_id, "thinking", delta.text)
+
+    def _write(self, agent_id: str, kind: str, text: str) -> None:
+        self._quiet()
+        if self._headed != agent_id:
+            self._head(agent_id)
+        if self._writing != (agent_id, kind):
+            self._end_line()
+            self._writing = (agent_id, kind)
+            style = Style(dim=True, italic=True) if kind == "thinking" else Style()
+
+            def put(piece: str) -> None:
+                self._console.print(Text(piece, style), end="", soft_wrap=True)
+
+            self._wrapper = Wrapper(put, self._width, "  ")
+            if kind == "thinking" and not self._console.color_system:
+                self._wrapper.feed("(thinking) ")
+        assert self._wrapper is not None
+        self._wrapper.feed(visible(text))
+
+    def _end_line(self) -> None:
+        if self._wrapper is not None:
+            self._wrapper.close()
+            self._console.print()
+        self._wrapper = None
+        self._writing = None
+
+    def _head(self, agent_id: str) -> None:
+        agent = self._agents[agent_id]
+        head = Text()
+        head.append(visible(self._names[agent_id]), Style(bold=True, color=self._colours[agent_id]))
+        head.append(f"  {visible(agent.model)}", DIM)
+        self._line(head)
+        self._headed = agent_id
+
+    # Events
+
+    def take(self, event: Event) -> None:
+        """One event of the conversation."""
+        match event:
+            case ConversationStartEvent():
+                self._start(event)
+            case SystemPromptEvent(text=str() as text) if self._show_system_prompts:
+                self._note(f"system prompt of {self._name(event.agent_id)}")
+                self._block(text, DIM)
+            case AgentNamedEvent():
+                self._named(event)
+            case TurnStartEvent():
+                self._quiet()
+                total = f"/{self._max_turns}" if self._max_turns else ""
+                self._rule(f"turn {event.turn_number}{total}")
+            case MessageRequestEvent():
+                self._headed = None
+                self._told_text = self._told_thinking = False
+                self._wait(f"waiting for {self._name(event.agent_id)}")
+            case ThinkingCompleteEvent() if self._show_thinking and not self._told_thinking:
+                self._write(event.agent_id, "thinking", event.content)
+            case MessageCompleteEvent():
+                self._message(event)
+            case MessageAbandonedEvent():
+                self._quiet()
+                self._end_line()
+                self._headed = None
+                self._told_text = self._told_thinking = False
+                self._note(f"✗ {event.why}" + ("; the text above is discarded" if event.partial else ""), "yellow")
+            case RateLimitEvent():
+                self._retry(
+                    event.agent_id, f"rate limit of {event.provider}", event.message, event.attempt, event.wait_s
+                )
+            case APIErrorEvent():
+                self._retry(event.agent_id, event.error, event.message, event.attempt, event.wait_s)
+            case InterventionEvent():
+                self._intervention(event)
+            case ContextTruncationEvent():
+                self._note(f"{self._name(event.agent_id)} no longer sees the first {event.view.omitted} messages")
+            case HistoryCompactedEvent():
+                self._note(
+                    f"{self._name(event.agent_id)} now has a summary of the first {event.view.omitted} messages:"
+                )
+                self._block(event.summary, DIM)
+            case ContextLimitEvent():
+                self._note(f"the context window of {self._name(event.agent_id)} is full", "yellow")
+            case ConversationPausedEvent():
+                self._note(f"paused by {event.by}", "yellow")
+            case ConversationResumedEvent():
+                self._note("going on" if event.by == "control" else f"going on at turn {max(event.turn_number, 1)}")
+            case ErrorEvent():
+                self._note(f"✗ {event.where}: {event.error}: {event.message}", "red")
+            case ConversationEndEvent():
+                self._end(event)
+
+    def finish(self) -> None:
+        """Leave the screen in order, whatever happened."""
+        self._quiet()
+        self._end_line()
+
+    def _start(self, event: ConversationStartEvent) -> None:
+        self._max_turns = event.spec.get("max_turns")
+        for number, agent in enumerate(event.agents):
+            self._agents[agent.id] = agent
+            self._names[agent.id] = agent.name
+            self._colours[agent.id] = COLOURS[number % len(COLOURS)]
+        heading = Text()
+        for number, agent in enumerate(event.agents):
+            heading.append(" · " if number else "")
+            heading.append(visible(agent.name), Style(bold=True, color=self._colours[agent.id]))
+            heading.append(f" {visible(agent.model)}", DIM)
+        self._line(heading)
+        tag = f"[{event.prompt_tag}] " if event.prompt_tag else ""
+        self._block(f"{tag}{event.opening}", Style(italic=True))
+
+    def _named(self, event: AgentNamedEvent) -> None:
+        self._quiet()
+        before = self._name(event.agent_id)
+        self._names[event.agent_id] = event.name
+        self._note(f"{before} chose the name {event.name}" if event.chosen else f"{before} keeps its name")
+
+    def _message(self, event: MessageCompleteEvent) -> None:
+        self._quiet()
+        if not self._told_text and event.message.content:
+            self._write(event.agent_id, "text", event.message.content)
+        if self._headed != event.agent_id:
+            self._head(event.agent_id)
+        self._end_line()
+        if not event.message.content.strip():
+            self._line(Text("  (silence)", DIM))
+        facts = []
+        if event.usage.completion_tokens is not None:
+            facts.append(f"{event.usage.completion_tokens:,} tokens")
+        if event.usage.thinking_tokens:
+            facts.append(f"{event.usage.thinking_tokens:,} of them thinking")
+        facts.append(cost_text(event.cost))
+        if event.timing.ttft_ms is not None:
+            facts.append(f"first token {_seconds(event.timing.ttft_ms)}")
+        if event.timing.tokens_per_s is not None:
+            facts.append(f"{event.timing.tokens_per_s:,.0f} tokens/s")
+        if event.attempt > 1:
+            facts.append(f"attempt {event.attempt}")
+        if event.finish_reason is not FinishReason.STOP:
+            facts.append(f"ended by {event.finish_reason}")
+        if event.cached:
+            facts.append("from the cache")
+        self._line(Text("  " + " · ".join(facts), DIM))
+        self._line(Text())
+        self._headed = None
+
+    def _retry(self, agent_id: str, what: str, message: str, attempt: int, wait_s: float | None) -> None:
+        self._quiet()
+        self._end_line()
+        short = one_line(message, 300)
+        if wait_s is None:
+            self._note(f"✗ {what}: {short}", "red")
+            return
+        self._note(f"↻ {what}: {short}; attempt {attempt + 1} in {_seconds(wait_s * 1000)}", "yellow")
+        self._wait(f"waiting to ask {self._name(agent_id)} again")
+
+    def _intervention(self, event: InterventionEvent) -> None:
+        everyone = set(event.audience) == set(self._agents)
+        whom = "everyone" if everyone else ", ".join(self._name(agent_id) for agent_id in event.audience)
+        self._note(f"{event.source} to {whom}:")
+        self._block(event.text or event.after or "", Style(italic=True))
+
+    def _end(self, event: ConversationEndEvent) -> None:
+        self._quiet()
+        self._end_line()
+        self._rule(f"{event.status} · {event.end_reason.replace('_', ' ')}")
+        totals = event.totals
+        facts = [f"{totals.turns} turns", f"{totals.messages} messages"]
+        if totals.prompt_tokens is not None:
+            facts.append(f"{totals.prompt_tokens:,} tokens in")
+        if totals.completion_tokens is not None:
+            facts.append(f"{totals.completion_tokens:,} out")
+        facts.append(cost_text(totals.cost_usd))
+        self._line(Text(" · ".join(facts), DIM))
+        if event.error:
+            self._note(f"✗ {event.error}", "red")
+        if event.invalid:
+            self._note(f"not valid for statistics: {', '.join(event.invalid)}", "yellow")
+        if event.notable:
+            self._note(f"notable messages: {', '.join(f'{n} {what}' for what, n in event.notable.items())}")
+
+    def notice(self, text: str) -> None:
+        """Something to the person, between two pieces of a reply if need be."""
+        self._note(text, "yellow")
+
+    # Writing
+
+    def _name(self, agent_id: str) -> str:
+        return self._names.get(agent_id, agent_id)
+
+    def _line(self, text: RenderableType) -> None:
+        self._console.print(text, soft_wrap=not self._console.is_terminal)
+
+    def _note(self, text: str, style: str = "dim") -> None:
+        self._quiet()
+        self._end_line()
+        self._block(text, Style.parse(style))
+
+    def _block(self, text: str, style: Style) -> None:
+        wrapper = Wrapper(
+            lambda piece: self._console.print(Text(piece, style), end="", soft_wrap=True), self._width, "  "
+        )
+        wrapper.feed(visible(text))
+        wrapper.close()
+        self._console.print()
+
+    def _rule(self, title: str) -> None:
+        if self._width is None:
+            self._line(Text(f"--- {title} ---"))
+        else:
+            self._console.print(Rule(Text(title, DIM), style="dim"), width=self._width)
+
+    def _wait(self, text: str) -> None:
+        self._quiet()
+        if self._following and self._console.is_terminal:
+            self._spinner = self._console.status(_Waiting(visible(text)), spinner_style="dim")
+            self._spinner.start()
+
+    def _quiet(self) -> None:
+        if self._spinner is not None:
+            self._spinner.stop()
+            self._spinner = None
+
+
+class TailDisplay:
+    """One line per event."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def take(self, event: Event) -> None:
+        line = Text()
+        line.append(f"{event.timestamp.astimezone():%H:%M:%S}  ", DIM)
+        line.append(f"{type(event).__name__.removesuffix('Event'):<20}", _tail_style(event))
+        agent_id = getattr(event, "agent_id", None)
+        line.append(f" {agent_id or '':<3}")
+        turn = getattr(event, "turn_number", None)
+        line.append(f"{'' if turn is None else turn:>4}  ", DIM)
+        width = self._console.width if self._console.is_terminal else PIPED_WIDTH
+        line.append(one_line(_said(event), max(20, width - line.cell_len)))
+        self._console.print(line, soft_wrap=True)
+
+    def finish(self) -> None:
+        """Nothing is left open."""
+
+
+def _tail_style(event: Event) -> str:
+    if isinstance(event, MessageCompleteEvent):
+        return "bold"
+    if isinstance(event, APIErrorEvent | ErrorEvent):
+        return "red"
+    if isinstance(event, RateLimitEvent | MessageAbandonedEvent):
+        return "yellow"
+    return "dim"
+
+
+def _said(event: Event) -> str:
+    match event:
+        case MessageCompleteEvent():
+            return event.message.content
+        case ConversationStartEvent():
+            return f"{_models(event.agents)}: {event.opening}"
+        case MessageRequestEvent():
+            return f"messages {event.view.start} to {event.view.end}, digest {event.digest[:8]}"
+        case RateLimitEvent() | APIErrorEvent():
+            wait = "" if event.wait_s is None else f"; again in {event.wait_s:.1f} s"
+            return f"{event.message}{wait}"
+        case MessageAbandonedEvent():
+            return event.why
+        case ConversationEndEvent():
+            return f"{event.status}, {event.end_reason}" + (f": {event.error}" if event.error else "")
+    for name in ("text", "content", "name", "message", "summary", "by", "total_tokens"):
+        value = getattr(event, name, None)
+        if value not in (None, ""):
+            return f"{name} {value}" if name == "total_tokens" else str(value)
+    return ""
+
+
+def _models(agents: Sequence[Agent]) -> str:
+    return " · ".join(f"{agent.name} ({agent.model})" for agent in agents)
