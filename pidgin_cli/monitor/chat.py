@@ -67,6 +67,10 @@ def cost_text(cost: float | None) -> str:
     return f"${cost:.2f}" if cost >= 1 else f"${cost:.4f}"
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def _seconds(ms: float) -> str:
     return f"{ms:.0f} ms" if ms < 1000 else f"{ms / 1000:.1f} s"
 
@@ -160,7 +164,7 @@ class ChatDisplay:
         agent = self._agents[agent_id]
         head = Text()
         head.append(visible(self._names[agent_id]), Style(bold=True, color=self._colours[agent_id]))
-        head.append(f"  {visible(agent.model)}", DIM)
+        head.append(f"  {visible(agent.model.partition('?')[0])}", DIM)
         self._line(head)
         self._headed = agent_id
 
@@ -189,11 +193,7 @@ class ChatDisplay:
             case MessageCompleteEvent():
                 self._message(event)
             case MessageAbandonedEvent():
-                self._quiet()
-                self._end_line()
-                self._headed = None
-                self._told_text = self._told_thinking = False
-                self._note(f"✗ {event.why}" + ("; the text above is discarded" if event.partial else ""), "yellow")
+                self._abandoned(event)
             case RateLimitEvent():
                 self._retry(
                     event.agent_id, f"rate limit of {event.provider}", event.message, event.attempt, event.wait_s
@@ -231,12 +231,11 @@ class ChatDisplay:
             self._agents[agent.id] = agent
             self._names[agent.id] = agent.name
             self._colours[agent.id] = COLOURS[number % len(COLOURS)]
-        heading = Text()
-        for number, agent in enumerate(event.agents):
-            heading.append(" · " if number else "")
-            heading.append(visible(agent.name), Style(bold=True, color=self._colours[agent.id]))
-            heading.append(f" {visible(agent.model)}", DIM)
-        self._line(heading)
+        for agent in event.agents:
+            line = Text.assemble((f"{agent.id}  ", DIM))
+            line.append(visible(agent.name), Style(bold=True, color=self._colours[agent.id]))
+            line.append(f"  {visible(agent.model)}", DIM)
+            self._line(line)
         tag = f"[{event.prompt_tag}] " if event.prompt_tag else ""
         self._block(f"{tag}{event.opening}", Style(italic=True))
 
@@ -275,6 +274,15 @@ class ChatDisplay:
         self._line(Text())
         self._headed = None
 
+    def _abandoned(self, event: MessageAbandonedEvent) -> None:
+        self._quiet()
+        if event.partial and not self._told_text:
+            self._write(event.agent_id, "text", event.partial)
+        self._end_line()
+        self._headed = None
+        self._told_text = self._told_thinking = False
+        self._note(f"✗ {event.why}" + ("; the text above is discarded" if event.partial else ""), "yellow")
+
     def _retry(self, agent_id: str, what: str, message: str, attempt: int, wait_s: float | None) -> None:
         self._quiet()
         self._end_line()
@@ -296,7 +304,7 @@ class ChatDisplay:
         self._end_line()
         self._rule(f"{event.status} · {event.end_reason.replace('_', ' ')}")
         totals = event.totals
-        facts = [f"{totals.turns} turns", f"{totals.messages} messages"]
+        facts = [_count(totals.turns, "turn"), _count(totals.messages, "message")]
         if totals.prompt_tokens is not None:
             facts.append(f"{totals.prompt_tokens:,} tokens in")
         if totals.completion_tokens is not None:
