@@ -2,7 +2,7 @@
 
 READY := .venv/.ready
 PY := .venv/bin/python
-PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+PIP := $(PY) -m pip install --quiet --quiet --disable-pip-version-check
 PIDGIN := $(PY) -m pidgin_cli
 # Tools are called as modules: the start lines of installed scripts cannot hold a path with a blank in it.
 
@@ -16,18 +16,18 @@ endif
 # A checkout that was moved or copied, or another PYTHON, needs a new .venv.
 ifeq ($(shell printf '%s\n' "$$(pwd)" $(call quoted,$(PYTHON)) | cmp -s - $(READY) && echo fresh),)
   .PHONY: $(READY)
-  CLEAR := --clear
+  CLEAR := $(if $(wildcard $(READY)),--clear)
 endif
 
-.PHONY: help demo test check bench docs lock clean
+.PHONY: help demo test check bench docs pictures lock clean
 .DEFAULT_GOAL := help
 
 help: ## list what there is to make
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
 $(READY): requirements-dev.txt pyproject.toml
 	@$(call quoted,$(PYTHON)) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Pidgin needs Python 3.11 or newer: make PYTHON=python3.11")'
-	@echo 'Setting up .venv; this is done once'
+	@echo 'Setting up .venv'
 	@$(call quoted,$(PYTHON)) -m venv $(CLEAR) .venv
 	@$(PIP) --require-hashes -r requirements-dev.txt
 	@$(PIP) --no-deps --no-build-isolation -e .
@@ -39,7 +39,7 @@ demo: $(READY) ## hold a short conversation on the built-in model and look at it
 	@id=$$($(PIDGIN) list --json -o pidgin_output | $(PY) -c 'import json, sys; print(json.load(sys.stdin)[0]["experiment_id"])') && \
 	  printf '\nThe record: %s\n' pidgin_output/experiments/experiment_"$$id"_*/ && \
 	  printf '\n$$ pidgin list\n' && $(PIDGIN) list -o pidgin_output && \
-	  printf '\n$$ pidgin show %s\n' "$$id" && $(PIDGIN) show "$$id" -o pidgin_output && \
+	  printf '\n$$ pidgin show %s\n' "$$id" && $(PIDGIN) show "$$id" -o pidgin_output | sed -n '1,13p; 14s/.*/…/p' && \
 	  printf '\n$$ tail -n 1 …_events.jsonl\n' && tail -n 1 pidgin_output/experiments/experiment_"$$id"_*/conv_*_events.jsonl
 
 test: $(READY) ## run the tests; ARGS='-k word' chooses some
@@ -62,10 +62,13 @@ bench: $(READY) ## measure against the budgets; ARGS=--quick takes a fifth of th
 docs: $(READY) ## write the reference pages anew from the code
 	@$(PY) docs/generate.py
 
+pictures: $(READY) ## draw the pictures of the README anew from real runs
+	@$(PY) docs/pictures.py
+
 lock: ## refresh requirements-dev.txt to the newest versions that fit pyproject.toml
 	@set -e; scratch=$$(mktemp -d); trap 'rm -rf "$$scratch"' EXIT; \
 	$(call quoted,$(PYTHON)) -m venv "$$scratch/venv"; \
-	"$$scratch/venv/bin/python" -m pip install --quiet --disable-pip-version-check uv; \
+	"$$scratch/venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check uv; \
 	mkdir "$$scratch/project"; cp pyproject.toml README.md LICENSE "$$scratch/project"; \
 	(cd "$$scratch/project" && ../venv/bin/python -m uv export --quiet --format requirements-txt --no-emit-project \
 	  --all-extras --no-header --output-file requirements-dev.txt); \

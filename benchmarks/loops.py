@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import itertools
 import os
 import time
 from collections.abc import AsyncIterator, Callable
@@ -66,7 +67,7 @@ class Scripted:
         self._on_request = on_request
         step = len(TEXT) // pieces
         cuts = [number * step for number in range(pieces)] + [len(TEXT)]
-        self._pieces = [TEXT[start:end] for start, end in zip(cuts, cuts[1:], strict=False)]
+        self._pieces = [TEXT[start:end] for start, end in itertools.pairwise(cuts)]
 
     async def stream_response(self, request: ModelRequest) -> AsyncIterator[Delta]:
         if self._on_request is not None:
@@ -97,6 +98,8 @@ class Run(NamedTuple):
 
     messages: int
     wall_s: float
+    cpu_s: float
+    """Of all threads of the process."""
     manifest_writes: int = 0
 
     @property
@@ -116,7 +119,7 @@ async def pidgin(
         durability=durability,
     )
     pool = _Pool(provider)
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     syncer = Syncer()
     manifest = Manifest(experiment_id=EXPERIMENT, created_at=datetime.now(UTC))
     writer = ManifestWriter(folder / "manifest.json", manifest, _fail)
@@ -133,9 +136,7 @@ async def pidgin(
         bus = EventBus()
         writer.seed(conversation_id, run_state(record.events))
         bus.subscribe(writer.take)
-        conductor = Conductor(
-            spec, conversation_id=conversation_id, providers=pool, log=log, bus=bus, record=record
-        )
+        conductor = Conductor(spec, conversation_id=conversation_id, providers=pool, log=log, bus=bus, record=record)
         outcome = await conductor.run()
         await log.aclose()
         assert outcome.end_reason is EndReason.TURN_LIMIT, outcome
@@ -143,7 +144,7 @@ async def pidgin(
     await asyncio.gather(*(converse(number) for number in range(1, conversations + 1)))
     await syncer.aclose()
     writer.close()
-    return Run(conversations * messages, time.perf_counter() - began, writer.writes)
+    return Run(conversations * messages, time.perf_counter() - began, time.process_time() - cpu, writer.writes)
 
 
 def _fail(error: LogError) -> None:
@@ -177,7 +178,7 @@ async def bare(
     folder.mkdir()
     encode = msgspec.json.Encoder().encode
     group = _Group() if fsync else None
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
 
     async def converse(number: int) -> None:
         name = f"{EXPERIMENT}-{number}"
@@ -186,11 +187,8 @@ async def bare(
         for index in range(messages):
             speaker = "ab"[index % 2]
             request = ModelRequest(model="test", messages=tuple(views[speaker]), agent_id=speaker)
-            pieces = []
-            async for delta in provider.stream_response(request):
-                if isinstance(delta, TextDelta):
-                    pieces.append(delta.text)
-            text = "".join(pieces)
+            deltas = [delta async for delta in provider.stream_response(request)]
+            text = "".join(delta.text for delta in deltas if isinstance(delta, TextDelta))
             for agent_id, view in views.items():
                 view.append(Message(role=Role.ASSISTANT if agent_id == speaker else Role.USER, content=text))
             if text_only:
@@ -204,7 +202,7 @@ async def bare(
     await asyncio.gather(*(converse(number) for number in range(conversations)))
     if group is not None:
         group.close()
-    return Run(conversations * messages, time.perf_counter() - began)
+    return Run(conversations * messages, time.perf_counter() - began, time.process_time() - cpu)
 
 
 _OPENING = Message(role=Role.USER, content="Hello!")

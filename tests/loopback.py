@@ -1,4 +1,6 @@
-"""A server on 127.0.0.1 that speaks the Anthropic, OpenAI and Ollama wire formats, so that the real SDKs can be tested.
+"""A server on 127.0.0.1 that speaks the vendors' wire formats, so that the real SDKs can be tested.
+
+These are the Anthropic Messages API, OpenAI's chat completions and Responses, the Gemini API, and Ollama's chat.
 
     async with LoopbackServer() as server:
         server.script(Reply(["Hello", " there"]), Reply(status=429, headers={"Retry-After": "2"}))
@@ -12,6 +14,7 @@ asynchronous, or that run Pidgin in another process with `env=os.environ | serve
 
 import asyncio
 import json
+import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +27,13 @@ from typing import Any, Literal, Self
 
 __all__ = ["LoopbackServer", "Reply", "Request", "Tokens", "loopback_in_thread"]
 
-PATHS = {"/v1/messages": "anthropic", "/v1/chat/completions": "openai", "/api/chat": "ollama"}
+PATHS = {
+    "/v1/messages": "anthropic",
+    "/v1/chat/completions": "openai",
+    "/v1/responses": "responses",
+    "/api/chat": "ollama",
+}
+GEMINI_PATH = re.compile(r"/v1beta/(?:models/)?(.+):streamGenerateContent")
 
 
 @dataclass(frozen=True)
@@ -40,23 +49,39 @@ class Request:
 
     @property
     def api(self) -> str:
-        """`anthropic`, `openai`, `ollama`, or empty for a path that is no chat."""
-        return PATHS.get(self.path, "")
+        """`anthropic`, `openai`, `responses`, `google`, `ollama`, or empty for a path that is no chat."""
+        return "google" if GEMINI_PATH.fullmatch(self.path) else PATHS.get(self.path, "")
 
     @property
     def model(self) -> str:
-        return self.body["model"]
+        found = GEMINI_PATH.fullmatch(self.path)
+        return found[1] if found else self.body["model"]
 
     @property
     def system(self) -> str | None:
         """The system prompt, wherever this API has it."""
-        if self.api == "anthropic":
-            return self.body.get("system")
+        match self.api:
+            case "anthropic":
+                return self.body.get("system")
+            case "responses":
+                return self.body.get("instructions")
+            case "google":
+                found = self.body.get("systemInstruction")
+                return found and _text(found["parts"])
         return next((m["content"] for m in self.body["messages"] if m["role"] == "system"), None)
 
     @cached_property
     def messages(self) -> list[tuple[str, str]]:
-        """Role and text of every message but the system prompt; blocks that are not text are left out."""
+        """Role and text of every message but the system prompt; blocks that are not text are left out.
+
+        Roles are `user` and `assistant`, whatever the API calls them.
+        """
+        match self.api:
+            case "google":
+                names = {"model": "assistant"}
+                return [(names.get(c["role"], c["role"]), _text(c["parts"])) for c in self.body["contents"]]
+            case "responses":
+                return [(item["role"], _text(item["content"])) for item in self.body["input"] if "role" in item]
         return [(m["role"], _text(m["content"])) for m in self.body["messages"] if m["role"] != "system"]
 
 
@@ -85,16 +110,21 @@ class Reply:
     """One piece of the stream each; a plain string is one piece."""
     thinking: Sequence[str] = ()
     signature: str | None = None
-    """Closes the thinking (Anthropic)."""
+    """Closes the thinking (Anthropic), or comes with the first call or after the text (Google, base64)."""
     reasoning_field: str = "reasoning_content"
     """Where an OpenAI-compatible server puts its thinking."""
     refusal: str | None = None
     """OpenAI's own field for a refusal."""
+    block_reason: str | None = None
+    """Google: the prompt was blocked, and nothing else comes."""
     tool_calls: Sequence[tuple[str, str, str]] = ()
     """Id, name, arguments as JSON text."""
     usage: Tokens | None = Tokens()
     finish: str | None = None
-    """The stop reason in the words of the API; None: its word for a natural end. "" leaves the terminal events out."""
+    """The stop reason in the words of the API; None: its word for a natural end. "" leaves the terminal events out.
+
+    Responses: a word other than `completed` is the reason why the reply is incomplete.
+    """
     model: str | None = None
     """The model that says it served; None: the one asked for."""
     fingerprint: str | None = None
@@ -103,7 +133,7 @@ class Reply:
     body: Any = None
     """Sent as it is (text, bytes) or as JSON, instead of a stream."""
     empty_choices: bool = False
-    """OpenAI: a chunk without choices comes first, as from Azure."""
+    """OpenAI: a chunk without choices comes first, as from Azure. Google: one without candidates."""
     insert: tuple[int, Any] | None = None
     """After so many events, this one: a dict is an event of the API (an error, say), a string goes out raw."""
     cut_after: int | None = None
@@ -147,12 +177,14 @@ class LoopbackServer:
 
     @property
     def env(self) -> dict[str, str]:
-        """The environment that sends all three SDKs here."""
+        """The environment that sends all SDKs here."""
         return {
             "ANTHROPIC_BASE_URL": self.url,
             "ANTHROPIC_API_KEY": "sk-ant-loopback",
             "OPENAI_BASE_URL": f"{self.url}/v1",
             "OPENAI_API_KEY": "sk-loopback",
+            "GOOGLE_GEMINI_BASE_URL": self.url,
+            "GEMINI_API_KEY": "AIza-loopback",
             "OLLAMA_HOST": self.url,
             "NO_PROXY": "127.0.0.1",
         }
@@ -346,7 +378,13 @@ def _named_sse(value: Any) -> str:
     return f"event: {value['type']}\n{_sse(value)}"
 
 
-_WRITERS: dict[str, Callable[[Any], str]] = {"anthropic": _named_sse, "openai": _sse, "ollama": _lines}
+_WRITERS: dict[str, Callable[[Any], str]] = {
+    "anthropic": _named_sse,
+    "openai": _sse,
+    "responses": _named_sse,
+    "google": _sse,
+    "ollama": _lines,
+}
 
 
 def _pieces(reply: Reply) -> Sequence[str]:
@@ -458,6 +496,108 @@ def _openai(request: Request, reply: Reply) -> Iterator[str]:
     yield "data: [DONE]\n\n"
 
 
+def _responses(request: Request, reply: Reply) -> Iterator[str]:
+    number = -1
+    response: dict[str, Any] = {
+        "id": "resp_loopback",
+        "object": "response",
+        "created_at": 1_767_225_600,
+        "status": "in_progress",
+        "model": reply.model or request.model,
+        "output": [],
+        "error": None,
+        "incomplete_details": None,
+        "usage": None,
+    }
+
+    def event(kind: str, **more: Any) -> str:
+        nonlocal number
+        number += 1
+        return _named_sse({"type": f"response.{kind}", "sequence_number": number} | more)
+
+    def item(index: int, kind: str, **more: Any) -> dict[str, Any]:
+        return {"output_index": index, "item": {"id": f"item_{index}", "type": kind} | more}
+
+    yield event("created", response=response)
+    yield event("in_progress", response=response)
+    index = 0
+    if reply.thinking:
+        yield event("output_item.added", **item(index, "reasoning", summary=[]))
+        place: dict[str, Any] = {"item_id": f"item_{index}", "output_index": index, "summary_index": 0}
+        for piece in reply.thinking:
+            yield event("reasoning_summary_text.delta", delta=piece, **place)
+        yield event("reasoning_summary_text.done", text="".join(reply.thinking), **place)
+        index += 1
+    if (pieces := _pieces(reply)) or reply.refusal is not None:
+        yield event("output_item.added", **item(index, "message", role="assistant", content=[], status="in_progress"))
+        place = {"item_id": f"item_{index}", "output_index": index, "content_index": 0}
+        for piece in pieces:
+            yield event("output_text.delta", delta=piece, logprobs=[], **place)
+        if pieces:
+            yield event("output_text.done", text="".join(pieces), logprobs=[], **place)
+        if reply.refusal is not None:
+            yield event("refusal.delta", delta=reply.refusal, **place)
+        index += 1
+    for call_id, name, arguments in reply.tool_calls:
+        yield event("output_item.added", **item(index, "function_call", call_id=call_id, name=name, arguments=""))
+        half = len(arguments) // 2
+        for part in (arguments[:half], arguments[half:]):
+            yield event("function_call_arguments.delta", item_id=f"item_{index}", output_index=index, delta=part)
+        index += 1
+    if reply.finish == "":
+        return
+    if (tokens := reply.usage) is not None:
+        response["usage"] = _given(
+            input_tokens=tokens.prompt,
+            output_tokens=tokens.completion,
+            total_tokens=(tokens.prompt or 0) + (tokens.completion or 0),
+            input_tokens_details=_given(cached_tokens=tokens.cached, cache_write_tokens=tokens.cache_write) or None,
+            output_tokens_details=_given(reasoning_tokens=tokens.thinking) or None,
+        )
+    if reply.finish in (None, "completed"):
+        yield event("completed", response=response | {"status": "completed"})
+    else:
+        why = {"status": "incomplete", "incomplete_details": {"reason": reply.finish}}
+        yield event("incomplete", response=response | why)
+
+
+def _google(request: Request, reply: Reply) -> Iterator[str]:
+    def chunk(*parts: dict[str, Any], **more: Any) -> str:
+        candidate = {"content": {"parts": list(parts), "role": "model"}, "index": 0} | more
+        return whole(candidates=[candidate])
+
+    def whole(**more: Any) -> str:
+        end = {"usageMetadata": usage, "modelVersion": reply.model or request.model, "responseId": "resp_loopback"}
+        return f"data: {json.dumps(more | _given(**end))}\r\n\r\n"
+
+    usage: dict[str, Any] | None = None
+    if (tokens := reply.usage) is not None:
+        thoughts = tokens.thinking or 0
+        usage = _given(
+            promptTokenCount=tokens.prompt,
+            candidatesTokenCount=None if tokens.completion is None else tokens.completion - thoughts,
+            thoughtsTokenCount=tokens.thinking,
+            cachedContentTokenCount=tokens.cached,
+            totalTokenCount=(tokens.prompt or 0) + (tokens.completion or 0),
+        )
+    if reply.block_reason is not None:
+        yield whole(promptFeedback={"blockReason": reply.block_reason})
+        return
+    if reply.empty_choices:
+        yield whole()
+    for piece in reply.thinking:
+        yield chunk({"text": piece, "thought": True})
+    for piece in _pieces(reply):
+        yield chunk({"text": piece})
+    signature = _given(thoughtSignature=reply.signature)
+    for call_id, name, arguments in reply.tool_calls:
+        call = {"name": name, "args": json.loads(arguments)} | ({"id": call_id} if call_id else {})
+        yield chunk({"functionCall": call} | signature)
+        signature = {}
+    if reply.finish != "":
+        yield chunk({"text": ""} | signature, finishReason=reply.finish or "STOP")
+
+
 def _ollama(request: Request, reply: Reply) -> Iterator[str]:
     def line(message: dict[str, Any], **more: Any) -> str:
         start = {"model": reply.model or request.model, "created_at": "2026-01-01T00:00:00Z"}
@@ -479,5 +619,7 @@ def _ollama(request: Request, reply: Reply) -> Iterator[str]:
 _EVENTS: dict[str, Callable[[Request, Reply], Iterator[str]]] = {
     "anthropic": _anthropic,
     "openai": _openai,
+    "responses": _responses,
+    "google": _google,
     "ollama": _ollama,
 }

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, find, given, settings
 from hypothesis import strategies as st
 from strategies import ENVELOPE, STAMPED, TEXT, WILD_TEXT, events, filled, of_type
 
@@ -49,14 +49,17 @@ from pidgin_cli.core.types import (
 from pidgin_cli.eventlog.codec import Skipped, decode, encode, encode_into
 from pidgin_cli.eventlog.log import EventLog, Syncer, read_record
 
-DESIGN_NAMES = """
+DESIGN_NAMES = re.findall(
+    r"\w+",
+    """
 ConversationStartEvent SystemPromptEvent AgentNamedEvent TurnStartEvent MessageRequestEvent ThinkingCompleteEvent
 MessageCompleteEvent MessageAbandonedEvent TokenUsageEvent TurnCompleteEvent ConvergenceWarningEvent AttractorEvent
 InterventionEvent ContextTruncationEvent HistoryCompactedEvent ContextLimitEvent ToolCallEvent ToolResultEvent
 SafetyDecisionEvent RateLimitEvent APIErrorEvent ErrorEvent ConversationPausedEvent ConversationResumedEvent
 ConversationBranchedEvent ConversationEndEvent ExperimentStartEvent ExperimentCompleteEvent PostProcessingStartEvent
 PostProcessingCompleteEvent
-""".split()
+    """,
+)
 
 EXAMPLES = settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -108,9 +111,9 @@ def replaced(text: str) -> str:
 
 
 def test_every_event_of_the_design_is_in_the_union() -> None:
-    """The union holds exactly the events that DESIGN 5.2 lists, and every subclass of Event in its module."""
+    """No event of DESIGN 5.2 is missing, and no event that is declared is left out of the union."""
     subclasses = {kind.__name__ for kind in Event.__subclasses__() if kind.__module__ == Event.__module__}
-    assert {kind.__name__ for kind in EVENT_TYPES} == set(DESIGN_NAMES) == subclasses
+    assert set(DESIGN_NAMES) <= {kind.__name__ for kind in EVENT_TYPES} == subclasses
 
 
 @pytest.mark.parametrize("kind", EVENT_TYPES, ids=lambda kind: kind.__name__)
@@ -148,10 +151,11 @@ def test_the_envelope_comes_first_and_absent_optionals_are_left_out(kind: type[E
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", written["timestamp"])
         for field in msgspec.structs.fields(kind):
             value = getattr(event, field.name)
-            if field.required or (value is not None and value not in (field.default, {})):
+            default = field.default if field.default is not msgspec.NODEFAULT else {}
+            if field.required or (value is not None and value != default):
                 assert field.name in written
-            if not field.required and (value is None or value is False or value == {}):
-                assert (field.name in written) == (value is False and field.default is True)
+            elif value is None or value is default or default == {}:
+                assert field.name not in written
 
 
 def test_absent_means_not_written() -> None:
@@ -204,7 +208,7 @@ def test_strategies_reach_every_field() -> None:
     """What `filled` draws leaves no optional at None and no collection empty."""
     seen: list[Event] = []
 
-    @settings(EXAMPLES, max_examples=5)
+    @settings(EXAMPLES, max_examples=2)
     @given(data=st.data())
     def draw(data: st.DataObject) -> None:
         seen.extend(data.draw(filled(kind)) for kind in EVENT_TYPES)
@@ -216,6 +220,23 @@ def test_strategies_reach_every_field() -> None:
 
 
 # --- text
+
+
+@pytest.mark.parametrize(
+    ("strategy", "wanted"),
+    [
+        (TEXT, "\x00"),
+        (TEXT, "\u2028"),
+        (TEXT, "[\U00010000-\U0010ffff]"),
+        (WILD_TEXT, "^[^\ud800-\udfff]*[\ud800-\udbff][^\udc00-\udfff]"),
+        (WILD_TEXT, "[\ud800-\udbff]$"),
+        (WILD_TEXT, "[\ud800-\udbff][\udc00-\udfff]"),
+        (WILD_TEXT, "^[\udc00-\udfff]"),
+    ],
+)
+def test_the_text_strategies_hold_what_they_should(strategy: st.SearchStrategy[str], wanted: str) -> None:
+    """The tests below really meet NUL, line separators, and halves of pairs: alone, joined, first and last."""
+    assert find(strategy, lambda text: re.search(wanted, text) is not None)
 
 
 @EXAMPLES
@@ -236,7 +257,7 @@ def test_lone_surrogates_are_replaced_and_flagged(text: str, key: str) -> None:
     started = ConversationStartEvent(
         schema_version=1,
         pidgin_version="0",
-        spec={key: [text, {"inner": key}], "n": 2**60},
+        spec={key: (text, [{"inner": key}]), "n": 2**60},
         spec_hash="",
         agents=(Agent("a", "local:test", text),),
         opening=text,
@@ -248,7 +269,7 @@ def test_lone_surrogates_are_replaced_and_flagged(text: str, key: str) -> None:
     (found, after), raw = through_a_file([started, utterance("next")])
     assert isinstance(found, ConversationStartEvent)
     assert found.opening == found.agents[0].name == replaced(text)
-    assert found.spec == {replaced(key): [replaced(text), {"inner": replaced(key)}], "n": 2**60}
+    assert found.spec == {replaced(key): [replaced(text), [{"inner": replaced(key)}]], "n": 2**60}
     assert found.text_replaced == (clean_text(text)[1] or clean_text(key)[1])
     assert not after.text_replaced
     assert (after.seq, raw.count(b"\n")) == (1, 2)

@@ -1,6 +1,8 @@
 """The command tree. Imports click and nothing slow; every command loads what it needs when it runs."""
 
 import difflib
+import io
+import math
 import os
 import re
 import sys
@@ -19,37 +21,65 @@ INTERRUPTED = 130
 
 def run(args: Sequence[str] | None = None) -> int:
     """Run a command line. Gives the exit status: 0 done, 1 something failed, 2 wrong use, 130 interrupted."""
+    _prepare_streams()
     try:
         result = cli.main(args, prog_name="pidgin", standalone_mode=False)
         sys.stdout.flush()
     except click.exceptions.Exit as done:
         return done.exit_code
-    except click.Abort:
-        return INTERRUPTED
-    except KeyboardInterrupt:
+    except SystemExit as leaving:  # click, when nobody reads the output any more or a shell asks for completions
+        _drop_unread_output()
+        return leaving.code if isinstance(leaving.code, int) else 1
+    except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except click.ClickException as error:
+        hint = ""
         if isinstance(error, click.UsageError) and error.ctx is not None:
-            click.echo(f"{error.ctx.get_usage()}\nTry '{error.ctx.command_path} --help' for help.\n", err=True)
-        click.echo(f"Error: {_plain(error.format_message())}", err=True)
+            hint = f" See: {error.ctx.command_path} --help"
+        _complain(f"{error.format_message()}{hint}")
         return error.exit_code
     except PidginError as error:
-        click.echo(f"Error: {_plain(str(error))}", err=True)
+        _complain(str(error))
         return error.exit_code
     except BrokenPipeError:
-        # Whoever read the output has gone; point it elsewhere so that closing it does not complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_unread_output()
         return 1
     except Exception as error:
         if os.environ.get("PIDGIN_DEBUG"):
             raise
-        click.echo(
-            f"Error: {type(error).__name__}: {_plain(str(error))} - this is a fault in pidgin; "
-            f"PIDGIN_DEBUG=1 shows where",
-            err=True,
-        )
+        if isinstance(error, OSError) and error.strerror:
+            where = f"{error.filename}: " if error.filename else ""
+            _complain(f"{where}{error.strerror}")
+        else:
+            _complain(f"{type(error).__name__}: {error} - this is a fault in pidgin; PIDGIN_DEBUG=1 shows where")
+        _drop_unread_output()
         return 1
     return result if isinstance(result, int) else 0
+
+
+def _prepare_streams() -> None:
+    """Streams that can be written to, whatever the process was started with."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed, as `>&-` does
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - for its whole life
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that knows no dashes shall not end a conversation
+
+
+def _drop_unread_output() -> None:
+    """Where the output cannot be delivered, point it elsewhere, so that leaving does not complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _complain(text: str) -> None:
+    try:
+        click.echo(f"Error: {_plain(text)}", err=True)
+    except OSError:
+        return  # nobody can be told
 
 
 def _plain(text: str) -> str:
@@ -95,7 +125,12 @@ class _PerAgentOption(click.Option):
 class _PerAgentCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         families = {param.family: param for param in self.params if isinstance(param, _PerAgentOption)}
-        declared = {opt for param in self.params if not isinstance(param, _PerAgentOption) for opt in param.opts}
+        declared = {
+            opt: isinstance(param, click.Option) and not param.is_flag
+            for param in self.params
+            if not isinstance(param, _PerAgentOption)
+            for opt in param.opts
+        }
         found: list[str] = []
         rest = list(args)
         while rest:
@@ -103,12 +138,19 @@ class _PerAgentCommand(click.Command):
             if arg == "--":
                 found += [arg, *rest]
                 break
+            if arg in declared:
+                found.append(arg)
+                if declared[arg] and rest:
+                    found.append(rest.pop(0))  # its value, whatever that looks like
+                continue
             match = re.fullmatch(r"(--[a-z-]+-)([a-z][a-z0-9]*)(?:=(.*))?", arg, re.DOTALL)
             if match is None or match[1] not in families or arg.partition("=")[0] in declared:
                 found.append(arg)
                 continue
             option = families[match[1]]
             value = match[3]
+            if option.bare and value is not None:
+                raise click.BadOptionUsage(arg, f"Option {match[1]}{match[2]} does not take a value.", ctx)
             if option.bare:
                 value = "true"
             elif value is None:
@@ -135,6 +177,16 @@ def _per_agent(
 
 def _per_agent_number(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
     return _per_agent(ctx, param, values, float)
+
+
+class _Number(click.FloatRange):
+    """A range in which `nan` and `inf` are no numbers."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a number in this range.", param, ctx)
+        return number
 
 
 def _complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
@@ -213,7 +265,7 @@ def cli() -> None:
     metavar="PRESET|FILE",
     help="The same for one agent.",
 )
-@click.option("--temperature", type=click.FloatRange(0, 2), help="Sampling temperature of all agents, 0 to 2.")
+@click.option("--temperature", type=_Number(0, 2), help="Sampling temperature of all agents, 0 to 2.")
 @click.option(
     "--temp-a", "temperature_of", cls=_PerAgentOption, callback=_per_agent_number, metavar="T", help="Of one agent."
 )
@@ -237,10 +289,10 @@ def cli() -> None:
 @click.option("--context-limit", type=click.IntRange(min=1), help="Tokens, instead of the models' own windows.")
 @click.option("--allow-truncation", is_flag=True, help="Short for --context window.")
 @click.option("--meditation", is_flag=True, help="Agent a faces a partner that only ever stays silent.")
-@click.option("--timeout-connect", type=click.FloatRange(0), metavar="S", help="Seconds; 0: no limit.  [default: 15]")
-@click.option("--timeout-first-token", type=click.FloatRange(0), metavar="S", help="Seconds.  [default: 300]")
-@click.option("--timeout-gap", type=click.FloatRange(0), metavar="S", help="Between two pieces.  [default: 120]")
-@click.option("--timeout-total", type=click.FloatRange(0), metavar="S", help="Whole reply.  [default: no limit]")
+@click.option("--timeout-connect", type=_Number(0), metavar="S", help="Seconds; 0: no limit.  [default: 15]")
+@click.option("--timeout-first-token", type=_Number(0), metavar="S", help="Seconds.  [default: 300]")
+@click.option("--timeout-gap", type=_Number(0), metavar="S", help="Between two pieces.  [default: 120]")
+@click.option("--timeout-total", type=_Number(0), metavar="S", help="Whole reply.  [default: no limit]")
 @click.option("--retries", type=click.IntRange(0), help="Times a failed request is tried again.  [default: 5]")
 @click.option(
     "--durability",

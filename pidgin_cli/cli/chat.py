@@ -1,30 +1,36 @@
 """`chat` and `resume`: from flags to a running conversation on the screen."""
 
 import asyncio
+import contextlib
+import errno
+import logging
 import os
+import re
+import shlex
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from pidgin_cli.conversation.conductor import Conductor, Outcome
-
-from pidgin_cli.core.errors import NotFound, PidginError, SpecError
+from pidgin_cli.core.errors import LogError, NotFound, PidginError, ProviderError, SpecError
 from pidgin_cli.core.events import ConversationEndEvent, ConversationPausedEvent, Event, MessageCompleteEvent
-from pidgin_cli.core.types import Status, Timeouts, clean_text
+from pidgin_cli.core.types import EndReason, Status, Timeouts, clean_text
 from pidgin_cli.eventlog.codec import encode
 from pidgin_cli.eventlog.folder import ExperimentFolder, OutputRoot
 from pidgin_cli.experiments.registry import current_manifest, living_runner
 from pidgin_cli.experiments.runner import Runner, create_experiment, find_log
 from pidgin_cli.monitor.chat import ChatDisplay, TailDisplay
-from pidgin_cli.monitor.text import visible
+from pidgin_cli.monitor.console import make_console
+from pidgin_cli.monitor.text import one_line, visible
 from pidgin_cli.providers.registry import PROVIDERS, ProviderPool, missing_key, split_model
 from pidgin_cli.spec.experiment import ExperimentSpec, check, load, resolve
+
+from .records import existing_root
 
 __all__ = ["chat", "resume"]
 
@@ -32,42 +38,77 @@ FINISHED = (Status.COMPLETED,)
 EXIT_INTERRUPTED = 130
 RECALLED_TURNS = 2
 """Turns that `resume` shows again before it goes on."""
+MIN_KEY_LENGTH = 8
+OLLAMA_ANSWER_S = 20.0
+"""How long a server may take to say which models it has."""
+
+_log = logging.getLogger(__name__)
 
 
 def chat(options: dict[str, Any]) -> int:
     """Hold the conversation that the flags describe. Gives the exit status."""
     root = OutputRoot(options["output"])
     spec = _spec(options)
-    pool = _pool(root)
     resolved, notices = resolve(spec, PROVIDERS)
     for notice in notices:
-        click.echo(f"Note: {notice}", err=True)
-    _check_models(resolved)
+        _note(notice)
+    _check_models(resolved, root)
     root.prepare()
-    return asyncio.run(_converse(root, pool, resolved, None, options))
+    return asyncio.run(_converse(root, resolved, None, options))
 
 
 def resume(target: str | None, options: dict[str, Any]) -> int:
     """Go on with one record, or with all that can go on. Gives the exit status."""
-    root = OutputRoot(options["output"])
+    root = existing_root(options["output"])
     if (target is None) == (not options["everything"]):
         raise click.UsageError("Name what to go on with, or give --all.")
-    folders = list(root.folders()) if target is None else [root.find(target)]
+    if target is not None:
+        return _resume(root, root.find(target), options)
     worst = 0
-    for folder in folders:
-        if (runner := living_runner(root, folder.experiment_id)) is not None:
-            click.echo(f"{folder.experiment_id} is being run by process {runner.pid}", err=True)
-            worst = max(worst, 0 if target is None else 1)
-            continue
-        manifest = current_manifest(root, folder)
-        if manifest.status in FINISHED:
-            if target is not None and not options["as_json"]:
-                click.echo(f"{folder.experiment_id} is complete; read it with: pidgin show {folder.experiment_id}")
-            continue
-        spec = load(folder.spec)
-        _check_models(spec)
-        worst = max(worst, asyncio.run(_converse(root, _pool(root), spec, folder, options)))
+    waiting = [folder for folder in root.folders() if _can_go_on(root, folder)]
+    if not waiting:
+        click.echo(f"Nothing under {visible(str(root.experiments))} is waiting to go on", err=True)
+    for folder in waiting:
+        try:
+            status = _resume(root, folder, options)
+        except PidginError as error:
+            click.echo(f"Error: {folder.experiment_id}: {visible(str(error))}", err=True)
+            status = error.exit_code
+        worst = max(worst, status)
+        if status == EXIT_INTERRUPTED:
+            break
     return worst
+
+
+def _can_go_on(root: OutputRoot, folder: ExperimentFolder) -> bool:
+    try:
+        running = living_runner(root, folder.experiment_id) is not None
+        return not running and current_manifest(root, folder).status not in FINISHED
+    except PidginError:
+        return True  # going on says what is wrong
+
+
+def _resume(root: OutputRoot, folder: ExperimentFolder, options: dict[str, Any]) -> int:
+    name = folder.experiment_id
+    if (runner := living_runner(root, name)) is not None:
+        raise LogError(f"{name} is being run by process {runner.pid}; wait for it, or end it with: kill {runner.pid}")
+    if current_manifest(root, folder).status in FINISHED:
+        if not options["as_json"]:
+            click.echo(f"{name} is complete; read it with: {_command('show', name, options)}")
+        return 0
+    spec = load(folder.spec)
+    _check_models(spec, root)
+    return asyncio.run(_converse(root, spec, folder, options))
+
+
+def _note(text: str) -> None:
+    click.echo(f"Note: {visible(text)}", err=True)
+
+
+def _command(verb: str, name: str, options: dict[str, Any]) -> str:
+    """What to type next."""
+    where = [] if options["output"] is None else ["-o", visible(str(options["output"]))]
+    return shlex.join(["pidgin", verb, name, *where])
 
 
 # What the flags mean
@@ -80,7 +121,7 @@ def _spec(options: dict[str, Any]) -> ExperimentSpec:
     policy = "window" if options["allow_truncation"] else options["context"]
     data: dict[str, Any] = {
         "agents": agents,
-        "prompt_tag": _clean(options["prompt_tag"]),
+        "prompt_tag": _text("--prompt-tag", options["prompt_tag"], most=60),
         "max_turns": options["turns"],
         "order": options["order"],
         "first": options["first"],
@@ -89,8 +130,13 @@ def _spec(options: dict[str, Any]) -> ExperimentSpec:
         "durability": options["durability"],
         "context": {"policy": policy, "limit_tokens": options["context_limit"]},
     }
+    ids = [agent["id"] for agent in agents]
+    if options["first"] not in (None, "random", *ids):
+        raise click.BadParameter(
+            f"there is no agent {options['first']!r}, only {', '.join(ids)}; or random.", param_hint="--first"
+        )
     if options["name"] is not None:
-        data["name"] = _clean(options["name"])
+        data["name"] = _text("-n", options["name"], least=1, most=300)
     if options["prompt"] is not None:
         data["prompt"] = _prompt(options["prompt"])
     timeouts = {
@@ -115,6 +161,11 @@ def _agents(options: dict[str, Any]) -> list[dict[str, Any]]:
         agent_id, equals, model = text.partition("=")
         if not equals or not model:
             raise click.BadParameter(f"{text!r} is not ID=MODEL, such as c=gpt.", param_hint="--agent")
+        if not re.fullmatch(r"[a-z][a-z0-9]{0,15}", agent_id):
+            raise click.BadParameter(
+                f"{agent_id!r} cannot be an id: a small letter, then small letters or digits, such as c=gpt.",
+                param_hint="--agent",
+            )
         if models.get(agent_id) is not None:
             raise click.BadParameter(f"there is an agent {agent_id!r} already.", param_hint="--agent")
         models[agent_id] = model
@@ -130,6 +181,9 @@ def _agents(options: dict[str, Any]) -> list[dict[str, Any]]:
         for agent_id in given:
             if agent_id not in models:
                 raise click.UsageError(f"{family}{agent_id}: there is no agent {agent_id!r}, only {', '.join(models)}.")
+    phrase = options["stop_phrase"]
+    if phrase is not None:
+        phrase = _text("--stop-phrase", phrase, least=1)
     agents = []
     for agent_id, model in models.items():
         temperature = options["temperature_of"].get(agent_id, options["temperature"])
@@ -143,41 +197,61 @@ def _agents(options: dict[str, Any]) -> list[dict[str, Any]]:
         agents.append(
             {
                 "id": agent_id,
-                "model": _clean(model),
+                "model": _text(f"the model of agent {agent_id}", model),
                 "awareness": options["awareness_of"].get(agent_id, options["awareness"]),
                 "temperature": temperature,
                 "max_tokens": options["max_tokens"],
                 "think": think,
                 "think_budget": budget,
-                "stop_phrase": None if options["stop_phrase"] is None else _clean(options["stop_phrase"]),
+                "stop_phrase": phrase,
             }
         )
     return agents
 
 
-def _clean(text: str) -> str:
-    return clean_text(text)[0]
+def _text(flag: str, text: str, *, least: int = 0, most: int | None = None) -> str:
+    if clean_text(text)[1]:
+        raise SpecError(f"{flag} holds bytes that are not UTF-8; give it in UTF-8")
+    if len(text) < least:
+        raise SpecError(f"{flag} is empty; give it a text or leave it out")
+    if most is not None and len(text) > most:
+        raise SpecError(f"{flag} takes at most {most} characters, not {len(text)}; shorten it")
+    return text
 
 
 def _prompt(text: str) -> str:
+    where = f"-p {text}"
     try:
         if text == "-":
-            return _clean(sys.stdin.buffer.read().decode("utf-8", "replace")).removesuffix("\n")
-        if text.startswith("@"):
-            return Path(text[1:]).read_bytes().decode("utf-8", "replace").removesuffix("\n")
+            if sys.stdin.isatty():
+                click.echo("Type the opening; Ctrl-D on a line of its own ends it.", err=True)
+            said = sys.stdin.buffer.read().decode("utf-8-sig")
+        elif text.startswith("@"):
+            said = Path(text[1:]).read_bytes().decode("utf-8-sig")
+        else:
+            where, said = "-p", _text("-p", text)
     except OSError as error:
-        raise SpecError(f"-p {text}: {error.strerror}") from None
-    return _clean(text)
+        raise SpecError(f"{where}: {error.strerror}; -p @FILE reads a file, -p - standard input") from None
+    except UnicodeDecodeError as error:
+        raise SpecError(
+            f"{where}: not UTF-8 (byte 0x{error.object[error.start]:02x} at position {error.start}); "
+            f"save it as UTF-8, for example with iconv"
+        ) from None
+    if text == "-" or text.startswith("@"):
+        said = re.sub(r"\r?\n\Z", "", said)  # the end of the last line, not a part of the opening
+    if not said.strip():
+        raise SpecError(f"{where}: the opening is empty; give some text, or leave -p out for the usual one")
+    return said
 
 
-def _check_models(spec: ExperimentSpec) -> None:
+def _check_models(spec: ExperimentSpec, root: OutputRoot) -> None:
     """Everything that can be known to be wrong before anything starts."""
     faults = []
-    models = [(f"agent {agent.id}", agent.model) for agent in spec.agents]
+    models = [(f"agent {agent.id}", agent.id, agent.model) for agent in spec.agents]
     context = spec.context
     if not isinstance(context, str) and context.model is not None:
-        models.append(("the summaries", context.model))
-    for who, model_id in models:
+        models.append(("the summaries", "", context.model))
+    for who, agent_id, model_id in models:
         info, model = split_model(model_id)
         if (variable := missing_key(info)) is not None:
             faults.append(f"{who} ({model_id}) needs a key: export {variable}=…")
@@ -185,20 +259,32 @@ def _check_models(spec: ExperimentSpec) -> None:
             from pidgin_cli.providers.local import check_model
 
             check_model(model)
+        elif info.name == "replay":
+            _check_recording(root, model, agent_id)
     if faults:
         raise SpecError("\n".join(faults))
+
+
+def _check_recording(root: OutputRoot, model: str, agent_id: str) -> None:
+    source, _, wanted = model.partition("#")
+    try:
+        found = _read_recording(root, source)
+    except LogError as error:
+        raise SpecError(f"replay:{source}: {error}") from None
+    if (wanted or agent_id) not in found and agent_id:
+        raise SpecError(
+            f"replay:{source}: nothing of agent {wanted or agent_id} is recorded there, only of {', '.join(found)}; "
+            f"write replay:{source}#AGENT"
+        )
 
 
 # Running
 
 
-def _pool(root: OutputRoot) -> ProviderPool:
-    def read(source: str) -> Any:
-        from pidgin_cli.conversation.recording import read_recording
+def _read_recording(root: OutputRoot, source: str) -> Any:
+    from pidgin_cli.conversation.recording import read_recording
 
-        return read_recording(find_log(root, source))
-
-    return ProviderPool(read)
+    return read_recording(find_log(root, source))
 
 
 class _Screen:
@@ -206,10 +292,12 @@ class _Screen:
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.kind = "json" if options["as_json"] else "tail" if options["tail"] else options["display"]
-        self.console = Console(highlight=False, markup=False, emoji=False)
+        self.console = make_console()
         self.interactive = self.kind in ("chat", "tail") and sys.stdin.isatty() and sys.stdout.isatty()
         self.interrupts = 0
         self.conductor: Conductor | None = None
+        self.unwritable: OSError | None = None
+        """Why nothing can be shown any more, unless whoever read it has left."""
         self._menu: asyncio.Task[None] | None = None
         thinks = options.get("think") or options.get("think_of") or options.get("think_budget")
         self._chat = ChatDisplay(
@@ -231,11 +319,14 @@ class _Screen:
             "chat": self._chat.take,
         }.get(self.kind)
         if take is not None:
-            conductor.bus.subscribe(lambda event: self._guard(take, event))
+            kind = self.kind
+            conductor.bus.subscribe(lambda event: self._guard(take, event) if self.kind == kind else None)
             if self.kind != "json" and conductor.record is not None:
                 self._recall(conductor, take)
         if self.interactive:
             conductor.bus.subscribe(self._paused, ConversationPausedEvent)
+        if self.interrupts:  # before there was anything to interrupt
+            conductor.control.stop(by="person")
 
     def _recall(self, conductor: Conductor, take: Callable[[Event], None]) -> None:
         """Show who talks and the last turns of a conversation that goes on."""
@@ -243,8 +334,9 @@ class _Screen:
         events = conductor.record.events
         turns = [event.turn_number for event in events if isinstance(event, MessageCompleteEvent)]
         first = max(turns, default=0) - RECALLED_TURNS + 1
+        turn = 0
         for event in events:
-            turn = getattr(event, "turn_number", 0)
+            turn = getattr(event, "turn_number", turn)
             if not isinstance(event, ConversationEndEvent) and (turn == 0 or turn >= first):
                 self._guard(take, event)
 
@@ -253,18 +345,41 @@ class _Screen:
         sys.stdout.buffer.flush()
 
     def _guard(self, show: Callable[..., None], *args: Any) -> None:
-        """Nobody reads on: end as if asked to, and keep the record."""
+        """Show something. Where it cannot be shown the conversation ends as if asked to: nobody follows it."""
         try:
             show(*args)
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError as error:
+            self._nobody_reads(error)
+        except Exception:  # the record is worth more than its display
+            _log.exception("the display broke; the conversation goes on without it")
             self.kind = "quiet"
-            if self.conductor is not None:
-                self.conductor.control.stop(by="closed output")
+
+    def _nobody_reads(self, error: OSError) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        self.kind = "quiet"
+        self.interactive = False
+        self.interrupts += 1
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            self.unwritable = error
+        if self.conductor is not None:
+            self.conductor.control.stop(by="closed output")
+        self._guard(self._chat.finish)
+
+    def notice(self, text: str) -> None:
+        """Something to the person beside the conversation."""
+        if self.kind == "chat":
+            self._guard(self._chat.notice, text)
+        elif self.kind == "tail":
+            self._guard(self._tail.notice, text)
+        else:
+            _note(text)
 
     def finish(self) -> None:
+        if self._menu is not None:
+            self._menu.cancel()
         if self.kind == "chat":
-            self._chat.finish()
+            self._guard(self._chat.finish)
 
     # Ctrl-C
 
@@ -278,52 +393,68 @@ class _Screen:
             control.stop(by="person", now=True)
         elif self.interactive:
             control.pause(by="person")
-            if self.kind == "chat":
-                self._chat.notice("finishing this message; Ctrl-C again stops now")
+            self.notice("finishing this message; Ctrl-C again stops now")
         else:
-            control.stop(by="person")
+            self._stop_softly("person")
 
     def terminate(self) -> None:
         """The system wants the process to end: finish the message and stop."""
         self.interrupts += 1
-        if self.conductor is not None:
-            self.conductor.control.stop(by="signal", now=self.interrupts > 1)
+        if self.conductor is None:
+            return
+        if self.interrupts > 1:
+            self.conductor.control.stop(by="signal", now=True)
+        else:
+            self._stop_softly("signal")
+
+    def _stop_softly(self, by: str) -> None:
+        assert self.conductor is not None
+        self.conductor.control.stop(by=by)
+        self.notice("stopping after this message; once more stops now")
 
     def _paused(self, _: Event) -> None:
-        self._menu = asyncio.get_running_loop().create_task(self._ask())
+        if self.interactive:
+            self._menu = asyncio.get_running_loop().create_task(self._ask())
 
     async def _ask(self) -> None:
         assert self.conductor is not None
         control = self.conductor.control
-        agents = {agent.id: self.conductor.progress.names[agent.id] for agent in self.conductor.spec.agents}
-        who = ", ".join(f"[{agent_id}] {visible(name)}" for agent_id, name in agents.items())
-        while control.stopping is None:
-            menu = f"  [r]esume · say something to {who} or [e]veryone · [s]top and save: "
-            self.console.print(menu, end="", style="bold")
-            sys.stdout.flush()
-            answer = await _read_line()
-            choice = (answer or "s").strip().lower() or "r"
-            if choice == "r":
-                self.interrupts = 0
-                control.resume()
-                return
-            if choice == "s":
-                control.stop(by="person")
-                control.resume()
-                return
-            if choice == "e" or choice in agents:
-                self.console.print("  say: ", end="", style="bold")
-                sys.stdout.flush()
-                text = await _read_line()
-                if text and text.strip():
-                    control.inject(_clean(text.rstrip("\n")), None if choice == "e" else (choice,))
-                    self.console.print("  will be said before the next reply", style="dim")
-            else:
-                self.console.print(f"  {visible(choice)!r} is none of these", style="dim")
+        names = self.conductor.progress.names
+        agents = {agent.id: visible(names[agent.id]) for agent in self.conductor.spec.agents}
+        # A word whose letter is an agent's id is written out.
+        go, everyone, stop = (word if word[0] in agents else word[0] for word in ("resume", "everyone", "stop"))
+        choices = [f"[{go}]{'resume'[len(go) :]}", f"[{stop}]{'stop'[len(stop) :]} and save", "or say something to"]
+        partners = [f"[{agent_id}] {name}" for agent_id, name in agents.items()]
+        partners.append(f"[{everyone}]{'everyone'[len(everyone) :]}")
+        try:
+            while control.stopping is None:
+                for line in (choices, partners):
+                    self.console.print(f"  {' · '.join(line)}", style="bold")
+                self._ask_for("  > ")
+                answer = await _read_line()
+                choice = stop if answer is None else answer.strip().lower() or go
+                if choice == go:
+                    self.interrupts = 0
+                    control.resume()
+                    return
+                if choice == stop:
+                    control.stop(by="person")
+                    return
+                if choice == everyone or choice in agents:
+                    self._ask_for("  say: ")
+                    text = await _read_line()
+                    if text and text.strip():
+                        said = clean_text(text.rstrip("\r\n"))[0]
+                        control.inject(said, None if choice == everyone else (choice,))
+                        self.console.print("  will be said before the next reply", style="dim")
+                else:
+                    self.console.print(f"  {one_line(choice, 40)!r} is none of these", style="dim")
+        except OSError as error:
+            self._nobody_reads(error)
 
-    def cancel_menu(self) -> None:
-        if self._menu is not None:
-            self._menu.cancel()
+    def _ask_for(self, text: str) -> None:
+        self.console.print(text, end="", style="bold")
+        self.console.file.flush()
 
 
 async def _read_line() -> str | None:
@@ -332,7 +463,10 @@ async def _read_line() -> str | None:
     line: asyncio.Future[str | None] = loop.create_future()
 
     def ready() -> None:
-        data = os.read(sys.stdin.fileno(), 1 << 16)
+        try:
+            data = os.read(sys.stdin.fileno(), 1 << 16)
+        except OSError:  # the terminal is gone
+            data = b""
         if not line.done():
             line.set_result(data.decode("utf-8", "replace") if data else None)
 
@@ -344,16 +478,12 @@ async def _read_line() -> str | None:
 
 
 async def _converse(
-    root: OutputRoot,
-    pool: ProviderPool,
-    spec: ExperimentSpec,
-    folder: ExperimentFolder | None,
-    options: dict[str, Any],
+    root: OutputRoot, spec: ExperimentSpec, folder: ExperimentFolder | None, options: dict[str, Any]
 ) -> int:
     models = [agent.model for agent in spec.agents]
-    warm = asyncio.create_task(pool.warm_up(models))
+    pool = ProviderPool(lambda source: _read_recording(root, source))
     try:
-        await warm
+        await pool.warm_up(models)
         timeouts = Timeouts(**spec.timeouts.model_dump())
         for model_id in models:
             pool.adapter(model_id, timeouts)  # a bad base URL or key shows here, before anything starts
@@ -379,49 +509,117 @@ async def _run(root: OutputRoot, folder: ExperimentFolder, pool: ProviderPool, o
         resumed_by="pidgin resume",
     )
     try:
-        outcomes = await runner.run()
+        with _logged(root, folder, screen):
+            outcomes = await runner.run()
     except PidginError:
         screen.finish()
-        click.echo(f"The record so far: {folder.path}", err=True)
+        click.echo(f"The record so far: {visible(str(folder.path))}", err=True)
         raise
     finally:
-        screen.cancel_menu()
         screen.finish()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.remove_signal_handler(number)
-    _tell_where(screen, folder, outcomes)
-    return _exit_status(outcomes, screen.interrupts)
+    _tell_where(screen, folder, outcomes, options)
+    return _exit_status(outcomes, screen)
 
 
-def _tell_where(screen: _Screen, folder: ExperimentFolder, outcomes: dict[str, Outcome]) -> None:
+def _tell_where(
+    screen: _Screen, folder: ExperimentFolder, outcomes: dict[str, Outcome], options: dict[str, Any]
+) -> None:
     path = _short(folder.path)
+    finished = all(outcome.status in FINISHED for outcome in outcomes.values())
+    then = _command("show" if finished else "resume", folder.experiment_id, options)
     if screen.kind == "quiet":
-        click.echo(path)
+        click.echo(os.fsencode(path) if not sys.stdout.isatty() else visible(path))
     elif screen.kind != "json":
-        screen.console.print(f"record: {path}", soft_wrap=True)
-        finished = all(outcome.status in FINISHED for outcome in outcomes.values())
-        then = "read it again: pidgin show" if finished else "go on: pidgin resume"
-        screen.console.print(f"{then} {folder.experiment_id}", soft_wrap=True)
+        screen.console.print(f"record: {visible(path)}", soft_wrap=True)
+        screen.console.print(f"{'read it again' if finished else 'go on'}: {then}", soft_wrap=True)
     failures = [outcome.error for outcome in outcomes.values() if outcome.error]
-    if screen.kind in ("quiet", "json"):
+    if screen.unwritable is not None:
+        failures.append(f"the output cannot be written: {screen.unwritable.strerror}")
+    if screen.kind in ("quiet", "json") or not screen.console.is_terminal:  # on a terminal the talk ends with it
         for failure in failures:
-            click.echo(f"Error: {visible(failure)}", err=True)
+            click.echo(f"Error: {one_line(failure, 1000)}; go on with: {then}", err=True)
 
 
 def _short(path: Path) -> str:
     try:
         return str(path.relative_to(Path.cwd()))
-    except ValueError:
+    except (ValueError, OSError):
         return str(path)
 
 
-def _exit_status(outcomes: dict[str, Outcome], interrupts: int) -> int:
-    statuses = {outcome.status for outcome in outcomes.values()}
-    if Status.FAILED in statuses:
+def _exit_status(outcomes: dict[str, Outcome], screen: _Screen) -> int:
+    if any(outcome.status is Status.FAILED for outcome in outcomes.values()):
         return 1
-    if interrupts and Status.STOPPED in statuses:
-        return EXIT_INTERRUPTED
+    if any(outcome.end_reason is EndReason.STOP_REQUEST for outcome in outcomes.values()):
+        return EXIT_INTERRUPTED if screen.unwritable is None else 1
     return 0
+
+
+# What goes wrong beside the conversation
+
+
+@contextlib.contextmanager
+def _logged(root: OutputRoot, folder: ExperimentFolder, screen: _Screen) -> Iterator[None]:
+    """Keep the log of a run in `logs/`; warnings reach the person as well, in a line, never as a traceback."""
+    ours, everybody = logging.getLogger("pidgin_cli"), logging.getLogger()
+    level = ours.level
+    handlers: list[tuple[logging.Logger, logging.Handler]] = [
+        (everybody, _LogFile(root.run_logs / f"experiment_{folder.experiment_id}.log")),
+        (ours, _ToPerson(screen)),
+    ]
+    for logger, handler in handlers:
+        logger.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    _log.info("process %d runs %s", os.getpid(), folder.path.name)
+    try:
+        yield
+    finally:
+        _log.info("process %d leaves %s", os.getpid(), folder.path.name)
+        ours.setLevel(level)
+        for logger, handler in handlers:
+            logger.removeHandler(handler)
+            handler.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A log without keys in it. That it cannot be written is no reason to complain: the record matters."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8", errors="backslashreplace", delay=True)
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        names = [name for info in PROVIDERS.values() for name in info.key_env]
+        self._keys = [key for name in names if len(key := os.environ.get(name, "")) >= MIN_KEY_LENGTH]
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        for key in self._keys:
+            text = text.replace(key, "…")
+        return text
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is the base class's
+        """Nothing: see the class."""
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
+class _ToPerson(logging.Handler):
+    """One line on the screen."""
+
+    def __init__(self, screen: _Screen) -> None:
+        super().__init__(logging.WARNING)
+        self._screen = screen
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name != __name__ and not record.exc_info:  # what has a traceback is an event on the screen already
+            self._screen.notice(one_line(record.getMessage(), 1000))
 
 
 # Ollama
@@ -436,23 +634,35 @@ async def _prepare_ollama(pool: ProviderPool, models: Sequence[str], timeouts: T
 
     ollama = pool.adapter(f"ollama:{wanted[0]}", timeouts)
     assert isinstance(ollama, OllamaProvider)
-    installed = await ollama.installed_models()
-    for model in wanted:
-        if model in installed or f"{model}:latest" in installed:
-            continue
-        if not consent:
-            if not (sys.stdin.isatty() and sys.stdout.isatty()):
-                raise NotFound(f"Ollama does not have {model}; get it with: ollama pull {model} (or give --yes)")
-            if not click.confirm(f"Ollama does not have {model}. Download it now?", default=False, err=True):
-                raise NotFound(f"Ollama does not have {model}; get it with: ollama pull {model}")
-        await _pull(ollama, model)
+    try:
+        async with asyncio.timeout(OLLAMA_ANSWER_S):
+            installed = await ollama.installed_models()
+        for model in wanted:
+            if model not in installed and f"{model}:latest" not in installed:
+                await _offer(ollama, model, consent=consent)
+    except TimeoutError:
+        raise SpecError(f"Ollama does not answer within {OLLAMA_ANSWER_S:g} s; is OLLAMA_HOST right?") from None
+    except ProviderError as error:  # nothing has begun yet
+        raise SpecError(str(error)) from None
+
+
+async def _offer(ollama: Any, model: str, *, consent: bool) -> None:
+    if not consent:
+        asks = sys.stdin.isatty() and sys.stdout.isatty()
+        if asks:
+            click.echo(f"Ollama does not have {visible(model)}. Download it now? [y/N]: ", nl=False, err=True)
+        answer = (await _read_line() if asks else None) or ""
+        if answer.strip().lower() not in ("y", "yes"):
+            hint = "" if asks else " (or give --yes)"
+            raise NotFound(f"Ollama does not have {model}; get it with: ollama pull {model}{hint}")
+    await _pull(ollama, model)
 
 
 async def _pull(ollama: Any, model: str) -> None:
-    console = Console(stderr=True, highlight=False)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    console = make_console(stderr=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
+    with Progress(*columns, console=console, transient=True, disable=console.color_system is None) as progress:
         task = progress.add_task(f"pulling {visible(model)}", total=None)
         async for step in ollama.pull(model):
             progress.update(task, total=step.total, completed=step.completed or 0)
-    console.print(f"Ollama has {visible(model)} now", markup=False)
+    console.print(f"Ollama has {visible(model)} now")

@@ -11,12 +11,12 @@ from typing import Literal, NamedTuple
 
 import click
 import msgspec
-from rich.console import Console
 from rich.text import Text
 
-from pidgin_cli.core.errors import PidginError
+from pidgin_cli.core.errors import PidginError, SpecError
 from pidgin_cli.core.types import Timeouts
 from pidgin_cli.eventlog.folder import OutputRoot
+from pidgin_cli.monitor.console import make_console
 from pidgin_cli.monitor.text import visible
 from pidgin_cli.providers.registry import PROVIDERS, at_home
 
@@ -24,6 +24,7 @@ __all__ = ["examine"]
 
 PACKAGES = ("anthropic", "openai", "ollama", "genai-prices", "msgspec", "pydantic", "rich")
 LOW_DISK_BYTES = 1_000_000_000
+OLLAMA_ANSWER_S = 5.0
 
 
 class Finding(NamedTuple):
@@ -41,7 +42,7 @@ def examine(output: Path | None, *, as_json: bool) -> int:
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode([finding._asdict() for finding in findings]), indent=2))
     else:
-        console = Console(highlight=False, markup=False, emoji=False)
+        console = make_console()
         marks = {"ok": ("✓", "green"), "missing": ("·", "dim"), "problem": ("✗", "red")}
         for finding in findings:
             mark, style = marks[finding.status]
@@ -87,26 +88,34 @@ async def _ollama() -> Finding:
 
         ollama = OllamaProvider(Timeouts(connect_s=2.0))
         try:
-            models = await ollama.installed_models()
+            async with asyncio.timeout(OLLAMA_ANSWER_S):
+                models = await ollama.installed_models()
         finally:
             await ollama.aclose()
-    except PidginError as error:
+    except (PidginError, ImportError) as error:
         return Finding("ollama server", "missing", str(error))
+    except TimeoutError:
+        return Finding("ollama server", "missing", f"no answer within {OLLAMA_ANSWER_S:g} s; is OLLAMA_HOST right?")
     if not models:
         return Finding("ollama server", "ok", "up, without a model; get one with: ollama pull qwen3:4b")
     return Finding("ollama server", "ok", f"up, with {', '.join(models[:6])}{', …' if len(models) > 6 else ''}")
 
 
 def _output(root: OutputRoot) -> list[Finding]:
+    """Whether records can be written. Nothing is made for that: the folders come with the first record."""
+    place = next((path for path in (root.experiments, *root.experiments.parents) if path.exists()), root.path)
     try:
-        root.prepare()
-        with tempfile.TemporaryFile(dir=root.experiments):
+        if not place.is_dir():
+            raise SpecError(f"{place} is not a folder; choose another with -o")
+        with tempfile.TemporaryFile(dir=place):
             pass
-    except (PidginError, OSError) as error:
+        free = shutil.disk_usage(place).free
+    except PidginError as error:
         return [Finding("output", "problem", str(error))]
-    free = shutil.disk_usage(root.path).free
-    size = f"{free / 1e9:.1f} GB free"
+    except OSError as error:
+        return [Finding("output", "problem", f"{place} cannot be written: {error.strerror}; choose another with -o")]
+    there = "" if place == root.experiments else ", and is made with the first record"
     return [
-        Finding("output", "ok", f"{root.path} can be written"),
-        Finding("disk", "ok" if free > LOW_DISK_BYTES else "problem", size),
+        Finding("output", "ok", f"{root.path} can be written{there}"),
+        Finding("disk", "ok" if free > LOW_DISK_BYTES else "problem", f"{free / 1e9:.1f} GB free"),
     ]

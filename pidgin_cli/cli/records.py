@@ -7,36 +7,38 @@ from typing import Any
 
 import click
 import msgspec
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pidgin_cli.core.errors import LogError
+from pidgin_cli.core.errors import LogError, NotFound, PidginError, SpecError
 from pidgin_cli.core.types import Status
 from pidgin_cli.eventlog.codec import encode
 from pidgin_cli.eventlog.folder import ExperimentFolder, OutputRoot
-from pidgin_cli.eventlog.log import read_record
+from pidgin_cli.eventlog.log import Record, read_record
 from pidgin_cli.eventlog.manifest import Manifest, rebuild
-from pidgin_cli.experiments.registry import current_manifest
+from pidgin_cli.experiments.registry import current_manifest, living_runner
 from pidgin_cli.experiments.runner import find_log
 from pidgin_cli.monitor.chat import ChatDisplay, cost_text, status_style
+from pidgin_cli.monitor.console import make_console
 from pidgin_cli.monitor.text import one_line, visible
 
-__all__ = ["list_records", "rebuild_manifests", "show_record"]
-
-PIPED_WIDTH = 400
-"""Of a line that goes to a file or another program: tables are not cut there."""
-
-
-def _console() -> Console:
-    console = Console(highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
-        console.width = PIPED_WIDTH
-    return console
+__all__ = ["existing_root", "list_records", "rebuild_manifests", "show_record"]
 
 
 def _as_json(rows: list[Any]) -> None:
     click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=2))
+
+
+def existing_root(output: Path | None) -> OutputRoot:
+    """Where the records are. Raises SpecError when a file is in its place."""
+    root = OutputRoot(output)
+    if root.path.exists() and not root.path.is_dir():
+        raise SpecError(f"{root.path} is not a folder; choose another with -o")
+    return root
+
+
+def _note(text: str) -> None:
+    click.echo(f"Note: {visible(text)}", err=True)
 
 
 def _status(status: Status) -> Text:
@@ -53,19 +55,26 @@ def _age(when: datetime) -> str:
 
 def list_records(output: Path | None, *, as_json: bool) -> None:
     """Print a line for every experiment under the output root, newest first."""
-    root = OutputRoot(output)
-    manifests = sorted(
-        (current_manifest(root, folder) for folder in root.folders()), key=lambda found: found.created_at, reverse=True
-    )
+    root = existing_root(output)
+    manifests = []
+    for folder in root.folders():
+        try:
+            manifests.append(current_manifest(root, folder))
+        except PidginError as error:
+            _note(f"{folder.experiment_id} is left out: {error}")
+    manifests.sort(key=lambda found: found.created_at, reverse=True)
     if as_json:
         _as_json(manifests)
         return
-    console = _console()
+    console = make_console()
     if not manifests:
-        console.print(f"Nothing in {root.experiments} yet; begin with: pidgin chat -a local:test -b local:test")
+        console.print(
+            f"Nothing in {visible(str(root.experiments))} yet; begin with: pidgin chat -a local:test -b local:test"
+        )
         return
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("id", "name", "status"):
+    table.add_column("id", no_wrap=True, min_width=8)
+    for column in ("name", "status"):
         table.add_column(column, no_wrap=True)
     for column in ("done", "messages", "tokens", "cost"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -89,12 +98,13 @@ def show_record(
     target: str, output: Path | None, *, as_json: bool, show_thinking: bool, show_system_prompts: bool
 ) -> None:
     """Print an experiment's summary, or read out a conversation. One conversation alone is read out at once."""
-    root = OutputRoot(output)
-    is_conversation = target.endswith(".jsonl") or re.fullmatch(r"[a-z0-9]{8}-\d+", target) is not None
-    if is_conversation:
-        log = find_log(root, target)
+    root = existing_root(output)
+    log = _conversation(root, target)
+    if log is not None:
         if as_json:
-            _as_json([msgspec.Raw(encode(event)) for event in read_record(log).events])
+            record = read_record(log)
+            _as_json([msgspec.Raw(encode(event)) for event in record.events])
+            _note_skipped(log, record)
             return
         _read_out(log, show_thinking=show_thinking, show_system_prompts=show_system_prompts)
         return
@@ -110,8 +120,22 @@ def show_record(
         _read_out(logs[0], show_thinking=show_thinking, show_system_prompts=show_system_prompts)
 
 
+def _conversation(root: OutputRoot, target: str) -> Path | None:
+    """The log, where a conversation is meant and not an experiment."""
+    if target.endswith(".jsonl"):
+        return find_log(root, target)
+    if re.fullmatch(r"[a-z0-9]{8}-\d+", target):
+        folder = root.find(target)
+        if folder.experiment_id == target.partition("-")[0]:  # else it is a name that looks like one
+            logs = folder.logs()
+            if target not in logs:
+                raise NotFound(f"no conversation {target!r}; there are {', '.join(list(logs)[:5]) or 'none yet'}")
+            return logs[target]
+    return None
+
+
 def _summary(folder: ExperimentFolder, manifest: Manifest) -> None:
-    console = _console()
+    console = make_console()
     head = Text(manifest.experiment_id, "bold")
     if manifest.name:
         head.append(f"  {visible(manifest.name)}")
@@ -123,7 +147,7 @@ def _summary(folder: ExperimentFolder, manifest: Manifest) -> None:
         f"{totals.tokens:,} tokens · {cost_text(totals.cost_usd)}",
         style="dim",
     )
-    console.print(str(folder.path), style="dim", soft_wrap=True)
+    console.print(visible(str(folder.path)), style="dim", soft_wrap=True)
     if len(manifest.conversations) == 1:
         return
     table = Table(box=None, pad_edge=False, header_style="dim")
@@ -145,23 +169,31 @@ def _summary(folder: ExperimentFolder, manifest: Manifest) -> None:
 def _read_out(log: Path, *, show_thinking: bool, show_system_prompts: bool) -> None:
     record = read_record(log)
     display = ChatDisplay(
-        _console(), show_thinking=show_thinking, show_system_prompts=show_system_prompts, following=False
+        make_console(), show_thinking=show_thinking, show_system_prompts=show_system_prompts, following=False
     )
     for event in record.events:
         display.take(event)
     display.finish()
+    _note_skipped(log, record)
+
+
+def _note_skipped(log: Path, record: Record) -> None:
     for skipped in record.skipped:
-        click.echo(f"Note: {log.name}, {visible(str(skipped))}", err=True)
+        _note(f"{log.name}, {skipped}")
 
 
 def rebuild_manifests(target: str | None, output: Path | None, *, everything: bool) -> None:
     """Write `manifest.json` anew from the logs, for one experiment or all."""
-    root = OutputRoot(output)
+    root = existing_root(output)
     if (target is None) == (not everything):
         raise click.UsageError("Name an experiment, or give --all.")
     for folder in list(root.folders()) if target is None else [root.find(target)]:
-        if current_manifest(root, folder).status is Status.RUNNING:
-            raise LogError(f"{folder.experiment_id} is running; its runner keeps the manifest")
-        manifest = rebuild(folder, write=True)
-        totals = manifest.totals
-        click.echo(f"{folder.manifest}: {totals.conversations} conversations, {totals.messages} messages")
+        if living_runner(root, folder.experiment_id) is not None:
+            running = f"{folder.experiment_id} is running; its runner keeps the manifest"
+            if target is not None:
+                raise LogError(f"{running}; wait for it")
+            _note(running)
+            continue
+        totals = rebuild(folder, write=True).totals
+        facts = f"{totals.conversations} conversations, {totals.messages} messages"
+        click.echo(f"{visible(str(folder.manifest))}: {facts}")

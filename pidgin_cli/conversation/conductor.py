@@ -4,6 +4,7 @@ import asyncio
 import logging
 import random
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from contextlib import aclosing
@@ -59,7 +60,7 @@ from pidgin_cli.providers.wrappers import RetryPolicy
 from pidgin_cli.spec.catalogue import context_window, cost_usd
 from pidgin_cli.spec.conversation import ConversationSpec, spec_hash
 
-from .context import first_turn_that_fits, room, summary_text
+from .context import Room, first_turn_that_fits, room, summary_text
 from .control import Control, Pause, Stop
 from .delegates import (
     AiLoopErrorOccurred,
@@ -96,10 +97,14 @@ SUMMARY_QUESTION = (
 SUMMARY_MAX_TOKENS = 1024
 
 _NAME_PHRASES = re.compile(
-    r"^(?:i(?:'ll|'d like to| will| would like to| choose)?\s+(?:be called|go by|be|choose|call myself)|"
-    r"my name (?:is|will be)|(?:you can |please )?call me|name)\s*:?\s+",
+    r"^(?:(?:sure|okay|ok|certainly|of course|hello|hi)[,.!]*\s+)?"
+    r"(?:(?:i(?:'ll|'d like to| will| would like to)?\s+(?:be called|be|go by|go with|choose|pick|call myself)"
+    r"(?: the name)?|i(?:'m| am)(?: called)?|my (?:chosen )?name (?:is|will be)|(?:you can |please )?call me|name)"
+    r"\s*:?\s+)?",
     re.IGNORECASE,
 )
+_NAME_MARKED = re.compile(r"""(?:\*\*|["“«`])([^*"“”«»`]+)(?:\*\*|["”»`])""")
+_TERMINAL_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 _log = logging.getLogger(__name__)
 
@@ -119,7 +124,7 @@ class _Seat(NamedTuple):
     model: str
     parameters: dict[str, Any]
     window: int | None
-    priced: bool
+    at_home: bool
 
 
 class Conductor:
@@ -257,7 +262,8 @@ class Conductor:
                 self._notify(AiProcessingStep, "pause", None, self.progress.turn)
                 self._log.flush()
             # Delegates cannot say when they change their mind, so they are asked again from time to time.
-            await self.control.changed(0.05 if self._delegates.watching else None)
+            asking = self._delegates.watching or self._delegate_pause is not None
+            await self.control.changed(0.05 if asking else None)
         if self._paused:
             self._paused = False
             self._publish(self._at(ConversationResumedEvent, by=control.resumed_by))
@@ -336,7 +342,7 @@ class Conductor:
         progress = self.progress
         if progress.uncounted is not None:
             self._publish(progress.usage_event(progress.uncounted))
-        if (asked := progress.asked) is not None:
+        if (asked := progress.asked) is not None and progress.in_flight:
             self._publish(
                 MessageAbandonedEvent(
                     agent_id=asked.agent_id,
@@ -345,7 +351,7 @@ class Conductor:
                     why="the process ended before the reply was whole",
                 )
             )
-            progress.asked = None
+        progress.asked = None
         if progress.everyone_spoke():
             self._publish(TurnCompleteEvent(turn_number=progress.turn))
 
@@ -422,8 +428,8 @@ class Conductor:
         index = self.history.messages
         response = await self._ask_for_message(seat, index)
         message = replace(response.message, id=f"{self.conversation_id}:m{index}", thinking=())
-        cost = self._cost(seat, seat.agent.model, response.usage)
         finish = response.finish
+        cost = 0.0 if finish.cached else self._cost(seat, seat.agent.model, response.usage)
         last = len(response.message.thinking) - 1
         for number, block in enumerate(response.message.thinking):
             self._publish(
@@ -463,9 +469,9 @@ class Conductor:
             self._notify(MessageCompleted, *where)
 
     async def _ask_for_message(self, seat: _Seat, index: int) -> ModelResponse:
-        harder = False
+        refused: str | None = None
         while True:
-            sent = await self._fit(seat, harder=harder)
+            sent = await self._fit(seat, refused)
             request = self._request(seat, sent, "message", index)
             self._publish(
                 MessageRequestEvent(
@@ -488,7 +494,7 @@ class Conductor:
                 if self.spec.context.policy == "stop":
                     self._publish(self._context_limit(seat, reported=str(error)))
                     raise Stop("context", EndReason.CONTEXT_LIMIT) from None
-                harder = True
+                refused = str(error)
 
     # Asking a model
 
@@ -496,8 +502,19 @@ class Conductor:
         spec = self.spec
         info, model = split_model(agent.model)
         policy = RetryPolicy(spec.retries, info.name, self._publish_and_flush, self.control.sleep)
-        provider = self._providers.provider(agent.model, spec.timeouts, policy, spec.concurrency)
-        probe = ModelRequest(model=model, messages=(), system=agent.system_prompt, settings=agent.settings)
+        probe = ModelRequest(
+            model=model, messages=(), system=agent.system_prompt, settings=agent.settings, seed=spec.seed
+        )
+        provider = self._providers.provider(
+            agent.model,
+            spec.timeouts,
+            policy,
+            spec.concurrency,
+            wait=self.control.until,
+            probe=probe if spec.cache != "off" else None,
+            # The hash covers seed, arm and repetition, and whatever else makes two conversations different draws.
+            draw=(self._spec_hash,) if spec.cache == "on" else None,
+        )
         adapter = self._providers.adapter(agent.model, spec.timeouts)
         return _Seat(
             agent=agent,
@@ -506,7 +523,7 @@ class Conductor:
             model=model,
             parameters=effective_parameters(adapter, probe),
             window=context_window(agent.model),
-            priced=at_home(info),
+            at_home=at_home(info),
         )
 
     def _request(self, seat: _Seat, sent: Sent, purpose: Purpose, index: int) -> ModelRequest:
@@ -528,6 +545,7 @@ class Conductor:
     async def _ask(self, seat: _Seat, request: ModelRequest) -> ModelResponse:
         """The whole reply. Attempts that died half-way are recorded as abandoned and never joined."""
         live = self._live if request.purpose == "message" else None
+        seat.policy.attempt = request.attempt
         while True:
             await self._log.commit()
             fold = ResponseFold()
@@ -546,7 +564,7 @@ class Conductor:
                 await seat.policy.wait(error, replace(request, attempt=error.attempt))
                 request = replace(request, attempt=error.attempt + 1)
             except asyncio.CancelledError:
-                self._abandon(request, fold, "stopped before the reply was whole", request.attempt)
+                self._abandon(request, fold, "stopped before the reply was whole", seat.policy.attempt)
                 raise
 
     def _abandon(self, request: ModelRequest, fold: ResponseFold, why: str, attempt: int) -> None:
@@ -566,28 +584,38 @@ class Conductor:
             self._live(request.agent_id, None)
 
     def _cost(self, seat: _Seat, model_id: str, usage: Usage) -> float | None:
-        return cost_usd(model_id, usage) if seat.priced else None
+        return cost_usd(model_id, usage, at_home=seat.at_home)
 
     # The context window
 
-    async def _fit(self, seat: _Seat, *, harder: bool) -> Sent:
-        """What the agent is sent, after the context policy was applied if it had to be."""
+    async def _fit(self, seat: _Seat, refused: str | None) -> Sent:
+        """What the agent is sent, after the context policy was applied as often as it had to be.
+
+        Args:
+            refused: the words in which the provider refused what seemed to fit.
+        """
         progress, policy = self.progress, self.spec.context
         view = progress.views[seat.agent.id]
-        sent = view.sent()
-        found = room(progress, seat.agent.id, sent, seat.window)
-        if found is None or (found.enough and not harder):
-            if not harder:
+        while True:
+            sent = view.sent()
+            found = room(progress, seat.agent.id, sent, seat.window)
+            if refused is None and (found is None or found.enough):
                 return sent
-            found = room(progress, seat.agent.id, sent, int(sent.size * progress.tokens_per_byte[seat.agent.id]))
-            assert found is not None
-        if policy.policy == "stop":
-            self._publish(self._context_limit(seat, found.needed, found.limit))
-            raise Stop("context", EndReason.CONTEXT_LIMIT)
-        first_turn = first_turn_that_fits(progress, seat.agent.id, found, harder=harder)
-        if first_turn is None:
-            self._publish(self._context_limit(seat, found.needed, found.limit))
-            raise Stop("context", EndReason.CONTEXT_LIMIT)
+            if found is None:
+                found = room(progress, seat.agent.id, sent, int(sent.size * progress.tokens_per_byte[seat.agent.id]))
+                assert found is not None
+            first_turn = None
+            if policy.policy != "stop":
+                first_turn = first_turn_that_fits(progress, seat.agent.id, found, harder=refused is not None)
+            if first_turn is None:
+                self._publish(self._context_limit(seat, found.needed, found.limit, refused))
+                raise Stop("context", EndReason.CONTEXT_LIMIT)
+            await self._leave_out(seat, first_turn, sent, found)
+            refused = None
+
+    async def _leave_out(self, seat: _Seat, first_turn: int, sent: Sent, found: Room) -> None:
+        """Take the turns before `first_turn` out of an agent's view, by window or by summary."""
+        progress, policy = self.progress, self.spec.context
         start = self.history.first_message(first_turn)
         kept = View(start=start, end=self.history.messages, omitted=start, extra=sent.view.extra)
         if policy.policy == "window":
@@ -602,22 +630,26 @@ class Conductor:
                     limit_tokens=found.limit,
                 )
             )
-        else:
-            self._notify(AiProcessingStep, "summary", seat.agent.id, progress.turn)
-            summary, model_id = await self._summarise(seat, view.state.first_turn, first_turn)
-            self._publish(
-                HistoryCompactedEvent(
-                    agent_id=seat.agent.id,
-                    turn_number=progress.turn,
-                    policy=policy.policy,
-                    view=kept,
-                    summary=summary,
-                    model=model_id,
-                    estimated_tokens=found.needed,
-                    limit_tokens=found.limit,
-                )
+            return
+        self._notify(AiProcessingStep, "summary", seat.agent.id, progress.turn)
+        from_turn = progress.views[seat.agent.id].state.first_turn
+        try:
+            summary, model_id = await self._summarise(seat, from_turn, first_turn)
+        except ContextLengthExceeded as error:
+            self._publish(self._context_limit(seat, found.needed, found.limit, str(error)))
+            raise Stop("context", EndReason.CONTEXT_LIMIT) from None
+        self._publish(
+            HistoryCompactedEvent(
+                agent_id=seat.agent.id,
+                turn_number=progress.turn,
+                policy=policy.policy,
+                view=kept,
+                summary=summary,
+                model=model_id,
+                estimated_tokens=found.needed,
+                limit_tokens=found.limit,
             )
-        return view.sent()
+        )
 
     async def _summarise(self, seat: _Seat, from_turn: int, to_turn: int) -> tuple[str, str]:
         model_id = self.spec.context.model
@@ -653,7 +685,7 @@ class Conductor:
         sent = Sent(system, (message,), View(0, 0, 0, 1), spec_hash([system, text]), 0, len(text))
         request = replace(self._request(seat, sent, purpose, self.history.messages), settings=settings)
         response = await self._ask(seat, request)
-        cost = self._cost(seat, seat.agent.model, response.usage)
+        cost = 0.0 if response.finish.cached else self._cost(seat, seat.agent.model, response.usage)
         self._publish(self.progress.count(seat.agent.id, seat.agent.model, response.usage, cost, purpose))
         return response
 
@@ -724,13 +756,25 @@ def speaking_order(spec: ConversationSpec, turn_number: int) -> tuple[str, ...]:
 
 
 def parse_name(reply: str) -> str | None:
-    """The name in a model's answer: its first line without quotes and phrases around it; None if none is left."""
-    lines = [line.strip() for line in reply.splitlines() if line.strip()]
-    if not lines:
+    """The name in a model's answer: its first line without marks and phrases around it, or what it marks in that line.
+
+    None if nothing is left that looks like a name.
+    """
+    plain = "".join(
+        char
+        for char in _TERMINAL_ESCAPES.sub("", reply)
+        if char in "\n\t\u200d" or unicodedata.category(char) not in ("Cc", "Cf")
+    )
+    lines = [line.strip() for line in plain.splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].endswith(":"):
+        del lines[0]
+    if not lines or lines[0].endswith("?"):
         return None
-    line = _NAME_PHRASES.sub("", lines[0])
-    line = re.sub(r"[*_`#\"“”«»\[\]<>]", "", line).strip(" .,:;!?'’\t")
+    marked = _NAME_MARKED.findall(lines[0])
+    line = (marked[0] if len(marked) == 1 else lines[0]).replace("’", "'")
+    line = re.sub(r"[*_`#\"“”«»\[\]<>]", "", line).strip()
+    line = _NAME_PHRASES.sub("", line).strip(" .,:;!?'\t")
     words = line.split()
-    if not words or len(words) > 5 or len(line) > 40:
+    if not words or len(words) > 5 or len(line) > 40 or re.search(r"[!?]\s", line):
         return None
     return " ".join(words)

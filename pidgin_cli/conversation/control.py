@@ -144,9 +144,27 @@ class Control:
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         while self._stop is None and (left := end - loop.time()) > 0:
-            await self.changed(left)
+            try:
+                await self.changed(left)
+            except asyncio.CancelledError:
+                if (stop := self.stopped_now()) is None:
+                    raise
+                raise stop from None
         if self._stop is not None:
             raise self._stop
+
+    async def until(self, ready: "asyncio.Future[None]") -> None:
+        """Wait for a place under a limit, unless the conversation is told to end: then raise `Stop`."""
+        ready.add_done_callback(lambda _: self._changed.set())
+        while not ready.done():
+            if self._stop is not None:
+                raise self._stop
+            try:
+                await self.changed()
+            except asyncio.CancelledError:
+                if (stop := self.stopped_now()) is None:
+                    raise
+                raise stop from None
 
     def _wake(self) -> None:
         loop = self._loop

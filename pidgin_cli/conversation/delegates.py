@@ -7,8 +7,8 @@
     conductor.get_delegate_manager().register(decide, controls=["ai_loop_request_pause"])
 
 `sender` is the conductor. The payload of each type is the fields of the dataclass of that type below. A delegate that
-raises is logged and reported to the others as `delegate_execution_error`; the conversation goes on. Only `Pause` and
-`Stop` may pass: they pause or end the conversation.
+raises is logged and reported as `delegate_execution_error`; the conversation goes on. Only `Pause` and `Stop` have an
+effect: they pause or end the conversation before its next request.
 """
 
 import dataclasses
@@ -211,7 +211,9 @@ class _Registration:
 class DelegateManager:
     """Registers delegates and calls them. Thread-safe; calls go to a copy of the list."""
 
-    def __init__(self) -> None:
+    def __init__(self, obey: Callable[[Pause | Stop], None] | None = None) -> None:
+        """`obey` takes what asynchronous delegates raise, in their thread."""
+        self._obey = obey or (lambda _: None)
         self._lock = threading.Lock()
         self._registered: tuple[_Registration, ...] = ()
 
@@ -271,6 +273,10 @@ class DelegateManager:
 
     def notify(self, sender: Any, payload: Payload) -> None:
         """Tell everyone who asked for it. Raises only `Pause` and `Stop`, after all have been told."""
+        if (signal := self._tell(sender, payload)) is not None:
+            raise signal
+
+    def _tell(self, sender: Any, payload: Payload) -> Pause | Stop | None:
         signal: Pause | Stop | None = None
         for entry in self._registered:
             if payload.type not in entry.types:
@@ -281,22 +287,29 @@ class DelegateManager:
             try:
                 entry.delegate(sender, payload.type, **_fields(payload))
             except (Pause, Stop) as raised:
-                signal = signal or raised
+                signal = _stronger(signal, raised)
             except Exception as error:
-                self._report(sender, entry, payload, error)
-        if signal is not None:
-            raise signal
+                signal = _stronger(signal, self._report(sender, entry, payload, error))
+        return signal
 
     def ask(self, sender: Any, payload: Payload) -> list[tuple[str, Any]]:
-        """Delegate name and answer of everyone who answers this control; one that raises gives no answer."""
+        """Delegate name and answer of everyone who answers this control; one that raises gives no answer.
+
+        Raises only `Pause` and `Stop`, after all have been asked.
+        """
         answers = []
+        signal: Pause | Stop | None = None
         for entry in self._registered:
             if payload.type not in entry.types:
                 continue
             try:
                 answers.append((entry.name, entry.delegate(sender, payload.type, **_fields(payload))))
+            except (Pause, Stop) as raised:
+                signal = _stronger(signal, raised)
             except Exception as error:
-                self._report(sender, entry, payload, error)
+                signal = _stronger(signal, self._report(sender, entry, payload, error))
+        if signal is not None:
+            raise signal
         return answers
 
     def _deliver(self, entry: _Registration, waiting: "queue.SimpleQueue[tuple[Any, Payload] | None]") -> None:
@@ -304,14 +317,22 @@ class DelegateManager:
             sender, payload = item
             try:
                 entry.delegate(sender, payload.type, **_fields(payload))
+            except (Pause, Stop) as raised:
+                self._obey(raised)
             except Exception as error:
-                self._report(sender, entry, payload, error)
+                if (signal := self._report(sender, entry, payload, error)) is not None:
+                    self._obey(signal)
 
-    def _report(self, sender: Any, entry: _Registration, payload: Payload, error: Exception) -> None:
+    def _report(self, sender: Any, entry: _Registration, payload: Payload, error: Exception) -> Pause | Stop | None:
         _log.error("delegate %s failed on %s", entry.name, payload.type, exc_info=error)
         if isinstance(payload, DelegateExecutionError):  # a delegate that fails on errors must not make more of them
-            return
-        self.notify(sender, DelegateExecutionError(entry.name, payload.type, type(error).__name__, str(error)))
+            return None
+        return self._tell(sender, DelegateExecutionError(entry.name, payload.type, type(error).__name__, str(error)))
+
+
+def _stronger(one: Pause | Stop | None, other: Pause | Stop | None) -> Pause | Stop | None:
+    """The first of two signals, but that an end outranks a pause."""
+    return other if one is None or (isinstance(other, Stop) and isinstance(one, Pause)) else one
 
 
 def _fields(payload: Payload) -> dict[str, Any]:

@@ -76,7 +76,8 @@ class ConversationHistory:
 
     def before_first_turn(self) -> Sequence[ConversationTurn]:
         """System prompts, opening, and what was given with it."""
-        return self.turns[: self._starts.get(1, len(self.turns))]
+        end = next((place for place, entry in enumerate(self.turns) if entry.turn_number), len(self.turns))
+        return self.turns[:end]
 
 
 class ConversationState(Struct, frozen=True):
@@ -152,17 +153,11 @@ class ConversationView:
     def sent(self) -> Sent:
         """The request that the agent would get now."""
         self._update()
-        last = [*self._open, *self._held]
-        placeholders = self._placeholders
         messages = list(self._closed)
-        digest = self._hash.copy()
-        if last or not self._closed or self._closed[-1].role is not Role.TOOL:
-            if not last:
-                last = [self._spec.placeholders.nothing_new]
-                placeholders += 1
-            message = Message(role=Role.USER, content="\n\n".join(last))
+        placeholders = self._placeholders
+        if (message := self._last_message()) is not None:
             messages.append(message)
-            _digest(digest, message)
+            placeholders += not (self._open or self._held)
         state = self.state
         return Sent(
             system=self._system,
@@ -173,10 +168,25 @@ class ConversationView:
                 omitted=state.first_message,
                 extra=self._extra,
             ),
-            digest=digest.hexdigest(),
+            digest=self.digest(),
             placeholders=placeholders,
             size=self.size(),
         )
+
+    def digest(self) -> str:
+        """The digest of the request that the agent would get now."""
+        self._update()
+        digest = self._hash.copy()
+        if (message := self._last_message()) is not None:
+            _digest(digest, message)
+        return digest.hexdigest()
+
+    def _last_message(self) -> Message | None:
+        """What the agent has not answered yet, as the end of its list; None where that ends with a tool's result."""
+        texts = [*self._open, *self._held]
+        if not texts and self._closed and self._closed[-1].role is Role.TOOL:
+            return None
+        return Message(role=Role.USER, content="\n\n".join(texts or [self._spec.placeholders.nothing_new]))
 
     def size(self) -> int:
         """Bytes of text that the agent would be sent now."""
@@ -196,7 +206,7 @@ class ConversationView:
             case Role.SYSTEM:
                 self._system = entry.content
                 self._size += len(entry.content.encode())
-                self._hash.update(b"system\0" + entry.content.encode())
+                _feed(self._hash, "system", entry.content)
             case Role.USER:
                 self._extra += 1
                 text = self._spec.tagged(entry.content).content if entry.content else ""
@@ -207,7 +217,8 @@ class ConversationView:
                 text = self._visible(entry.content)
                 if self._spec.speaker_label is not None:
                     name = self._names[entry.agent_id or ""]
-                    text = self._spec.speaker_label.replace("{name}", name).replace("{text}", text)
+                    pieces = self._spec.speaker_label.split("{text}")
+                    text = text.join(piece.replace("{name}", name) for piece in pieces)
                 self._open.append(text)
             case Role.TOOL if entry.agent_id == self.agent.id:
                 self._close(Message(role=Role.TOOL, content=entry.content, tool_result=entry.tool_result))
@@ -248,11 +259,22 @@ class ConversationView:
 
 
 def _digest(state: "hashlib.blake2b", message: Message) -> int:
-    text = message.content.encode()
-    state.update(b"%s\0%d\0" % (message.role.encode(), len(text)))
-    state.update(text)
+    size = _feed(state, message.role, message.content)
+    for block in message.thinking:
+        _feed(state, "thinking", block.text)
+        _feed(state, "signature", block.signature or "")
     for call in message.tool_calls:
-        state.update(f"call\0{call.id}\0{call.name}\0{call.arguments}".encode())
-    if message.tool_result is not None:
-        state.update(f"result\0{message.tool_result.call_id}".encode())
-    return len(text)
+        _feed(state, "call", call.id)
+        _feed(state, "name", call.name)
+        _feed(state, "arguments", call.arguments)
+    if (result := message.tool_result) is not None:
+        _feed(state, "error" if result.is_error else "result", result.call_id)
+    return size
+
+
+def _feed(state: "hashlib.blake2b", kind: str, text: str) -> int:
+    """Kind and length stand before the text, so that no two lists of texts run together into one."""
+    data = text.encode()
+    state.update(b"%s\0%d\0" % (kind.encode(), len(data)))
+    state.update(data)
+    return len(data)

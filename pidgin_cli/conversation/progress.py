@@ -4,6 +4,7 @@ The conductor advances it with every event it publishes; a resume advances it wi
 other way to change it, so a resumed conversation cannot differ from one that was never interrupted.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from typing import NamedTuple
 from pidgin_cli.core.errors import LogError
 from pidgin_cli.core.events import (
     AgentNamedEvent,
+    APIErrorEvent,
     ContextTruncationEvent,
     ConversationEndEvent,
     ConversationResumedEvent,
@@ -21,6 +23,7 @@ from pidgin_cli.core.events import (
     MessageAbandonedEvent,
     MessageCompleteEvent,
     MessageRequestEvent,
+    RateLimitEvent,
     SystemPromptEvent,
     ThinkingCompleteEvent,
     TokenUsageEvent,
@@ -61,8 +64,8 @@ class Progress:
         self.prompted: set[str] = set()
         """Agents whose system prompt is recorded."""
         self.named: set[str] = set()
-        self.injected: set[tuple[int, str, str]] = set()
-        """Awareness texts that have been put in: turn, agent, source."""
+        self.injected: Counter[tuple[int, str, str]] = Counter()
+        """How many texts have been put in, by turn, agent and source."""
         self.turn = 0
         self.turns_complete = 0
         self.speakers: tuple[str, ...] = ()
@@ -71,6 +74,9 @@ class Progress:
         self.turn_open = False
         self.asked: _Asked | None = None
         """A request without its reply."""
+        self.in_flight = False
+        """An attempt at it may be under way."""
+        self.last_message: MessageCompleteEvent | None = None
         self.uncounted: MessageCompleteEvent | None = None
         """A message whose usage event is still to come."""
         self.total_tokens = 0
@@ -84,8 +90,38 @@ class Progress:
         self._thinking: list[ThinkingBlock] = []
 
     def replay(self, events: Iterable[Event]) -> None:
+        """Take a record into account.
+
+        Raises:
+            LogError: something is missing from it, so that what was said or sent cannot be told.
+        """
         for event in events:
+            match event:
+                case ConversationStartEvent() if not self.started:
+                    pass
+                case _ if not self.started:
+                    raise LogError(
+                        "the record does not begin with the start of the conversation: it can be read, but the "
+                        "conversation cannot go on from it"
+                    )
+                case MessageRequestEvent() if event.message_index != self.history.messages or not self._in_turn(event):
+                    raise _gap(self.history.messages, self.turn)
+                case InterventionEvent() if event.turn_number and not self._in_turn(event):
+                    raise _gap(self.history.messages, self.turn)
+                case MessageRequestEvent() if self.views[event.agent_id].digest() != event.digest:
+                    raise LogError(
+                        f"the record does not show what agent {event.agent_id} was sent before message "
+                        f"{event.message_index} (turn {event.turn_number}), since lines of it are missing or were "
+                        f"changed: it can be read, but the conversation cannot go on from it"
+                    )
+                case TokenUsageEvent(purpose="message") if self.uncounted is None:
+                    raise _gap(self.history.messages, self.turn)
+                case TurnCompleteEvent() if not self.everyone_spoke():
+                    raise _gap(self.history.messages, self.turn)
             self.advance(event)
+
+    def _in_turn(self, event: MessageRequestEvent | InterventionEvent) -> bool:
+        return self.turn_open and event.turn_number == self.turn
 
     def advance(self, event: Event) -> None:
         """Take one more event into account."""
@@ -93,6 +129,7 @@ class Progress:
             case MessageRequestEvent():
                 size = self.views[event.agent_id].size()
                 self.asked = _Asked(event.agent_id, event.turn_number, event.message_index, size)
+                self.in_flight = True
             case MessageCompleteEvent():
                 self._message(event)
             case TokenUsageEvent():
@@ -121,7 +158,7 @@ class Progress:
             case InterventionEvent():
                 self._outside(event.text or "", event.turn_number, event.audience)
                 for agent_id in event.audience:
-                    self.injected.add((event.turn_number, agent_id, event.source))
+                    self.injected[event.turn_number, agent_id, event.source] += 1
             case ContextTruncationEvent() | HistoryCompactedEvent():
                 self._compact(event)
             case ToolCallEvent():
@@ -148,6 +185,9 @@ class Progress:
                 )
             case MessageAbandonedEvent():
                 self._thinking = []
+                self.in_flight = False
+            case RateLimitEvent() | APIErrorEvent():
+                self.in_flight = event.wait_s is not None
             case ConversationEndEvent():
                 self.ended = event
                 self.asked = None
@@ -159,10 +199,7 @@ class Progress:
 
     def _message(self, event: MessageCompleteEvent) -> None:
         if event.message_index != self.history.messages or event.turn_number != self.turn:
-            raise LogError(
-                f"the record has a gap before message {event.message_index} (turn {event.turn_number}): "
-                f"it can be read, but the conversation cannot go on from it"
-            )
+            raise _gap(event.message_index, event.turn_number)
         asked, self.asked = self.asked, None
         prompt_tokens = event.usage.prompt_tokens
         if asked is not None and prompt_tokens is not None and asked.size >= _CALIBRATE_FROM_BYTES:
@@ -179,7 +216,7 @@ class Progress:
         )
         self._thinking = []
         self.spoken.append(event.agent_id)
-        self.uncounted = event
+        self.uncounted = self.last_message = event
         for mark in _notable(event):
             self.notable[mark] = self.notable.get(mark, 0) + 1
         if not _same_model(event.model_requested, event.model_served):
@@ -237,6 +274,13 @@ class Progress:
 
     def everyone_spoke(self) -> bool:
         return self.turn_open and len(self.spoken) == len(self.speakers)
+
+
+def _gap(message_index: int, turn_number: int) -> LogError:
+    return LogError(
+        f"the record has a gap before message {message_index} (turn {turn_number}): it can be read, but the "
+        f"conversation cannot go on from it"
+    )
 
 
 def _plus(total: int | None, more: int | None) -> int | None:

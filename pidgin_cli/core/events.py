@@ -303,6 +303,34 @@ class RateLimitEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
     message: str = ""
 
 
+class ModelLoadEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """A local server's memory changed for the sake of a request, or could not be looked after."""
+
+    provider: str
+    model: str
+    action: Literal["load", "unload", "switch", "degraded"]
+    """`switch`: a load for which others had to go, their unloading included in its time."""
+    duration_ms: float | None = None
+    """Not part of any model's latency. Absent when degraded."""
+    size_bytes: int | None = None
+    """What the model takes, as the server reports it."""
+    free_bytes: int | None = None
+    """What was free just before."""
+    why: str = ""
+
+
+class LimitChangedEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """More or fewer requests may be under way at once, after what a request of this conversation met."""
+
+    provider: str
+    model: str
+    limit: int
+    """Requests to this model at once, over all conversations of the process, from now on."""
+    before: int
+    why: str
+    """`slow start`, `growth` or `rate limit`."""
+
+
 class APIErrorEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
     """A request failed. `wait_s` absent: it will not be tried again."""
 

@@ -1,6 +1,7 @@
 """Carries events from where they happen to whoever listens. It never waits for an answer."""
 
 import logging
+from collections import deque
 from collections.abc import Callable
 
 from pidgin_cli.core.events import ErrorEvent, Event
@@ -16,20 +17,23 @@ class EventBus:
     """Synchronous publishing to typed subscribers, in the order in which they subscribed.
 
     An essential subscriber (the log) may refuse: its error goes to the publisher, and nobody after it sees the event.
-    Any other subscriber that raises is reported as an `ErrorEvent` and the run goes on.
+    Any other subscriber that raises is reported as an `ErrorEvent` and the run goes on. What a subscriber publishes in
+    its turn is logged at once and handed to the others after the event that they are being handed now, so that
+    everybody hears the events in the order of the record.
     """
 
     def __init__(self) -> None:
         self._subscribers: list[tuple[tuple[type[Event], ...], Subscriber, bool]] = []
-        self._routes: dict[type[Event], tuple[tuple[Subscriber, bool], ...]] = {}
+        self._routes: dict[type[Event], tuple[tuple[Subscriber, ...], tuple[Subscriber, ...]]] = {}
+        self._waiting: deque[tuple[Event, tuple[Subscriber, ...]]] = deque()
+        self._delivering = False
 
     def subscribe(self, subscriber: Subscriber, *kinds: type[Event], essential: bool = False) -> None:
         """Call `subscriber` with every event of these types; without types, with every event.
 
         Essential subscribers come before all others: nobody hears of what the log did not take.
         """
-        place = sum(entry[2] for entry in self._subscribers) if essential else len(self._subscribers)
-        self._subscribers.insert(place, (kinds or (Event,), subscriber, essential))
+        self._subscribers.append((kinds or (Event,), subscriber, essential))
         self._routes.clear()
 
     def unsubscribe(self, subscriber: Subscriber) -> None:
@@ -37,17 +41,28 @@ class EventBus:
         self._routes.clear()
 
     def publish(self, event: Event) -> None:
-        kind = type(event)
-        route = self._routes.get(kind)
-        if route is None:
-            route = self._routes[kind] = tuple(
-                (subscriber, essential) for kinds, subscriber, essential in self._subscribers if issubclass(kind, kinds)
-            )
+        essential, others = self._routes.get(type(event)) or self._route(type(event))
+        for subscriber in essential:
+            subscriber(event)
+        self._waiting.append((event, others))
+        if self._delivering:
+            return
+        self._delivering = True
+        try:
+            while self._waiting:
+                self._deliver(*self._waiting.popleft())
+        finally:
+            self._delivering = False
+
+    def _route(self, kind: type[Event]) -> tuple[tuple[Subscriber, ...], tuple[Subscriber, ...]]:
+        fitting = [entry[1:] for entry in self._subscribers if issubclass(kind, entry[0])]
+        essential = tuple(subscriber for subscriber, first in fitting if first)
+        route = self._routes[kind] = essential, tuple(subscriber for subscriber, first in fitting if not first)
+        return route
+
+    def _deliver(self, event: Event, subscribers: tuple[Subscriber, ...]) -> None:
         failures = None
-        for subscriber, essential in route:
-            if essential:
-                subscriber(event)
-                continue
+        for subscriber in subscribers:
             try:
                 subscriber(event)
             except Exception as error:
@@ -57,7 +72,7 @@ class EventBus:
 
     def _report(self, subscriber: Subscriber, event: Event, error: Exception) -> None:
         name = getattr(subscriber, "__qualname__", repr(subscriber))
-        _log.exception("subscriber %s failed on %s", name, type(event).__name__)
+        _log.error("subscriber %s failed on %s", name, type(event).__name__, exc_info=error)
         if not isinstance(event, ErrorEvent):  # a subscriber that fails on errors must not make more of them
             self.publish(
                 ErrorEvent(

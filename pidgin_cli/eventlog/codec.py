@@ -1,6 +1,5 @@
 """Events to lines and back: one encoder, one decoder."""
 
-from datetime import datetime
 from typing import Any, NamedTuple, Union
 
 import msgspec
@@ -40,11 +39,11 @@ def _cleaned(event: Event) -> Event:
             return text
         if isinstance(value, dict):
             return {clean(key): clean(item) for key, item in value.items()}
-        if isinstance(value, list):
+        if isinstance(value, list | tuple):
             return [clean(item) for item in value]
         return value
 
-    fields = clean(msgspec.to_builtins(event, builtin_types=(datetime,)))
+    fields = clean(msgspec.to_builtins(event))
     fields["text_replaced"] = replaced
     return msgspec.convert(fields, type(event))
 

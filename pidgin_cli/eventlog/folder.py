@@ -1,5 +1,6 @@
 """Where things lie on disk: the output root, the folder of an experiment, and how to find one again."""
 
+import contextlib
 import errno
 import os
 import re
@@ -91,7 +92,9 @@ class OutputRoot:
         for folder in (self.experiments, self.active, self.run_logs):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-            except (FileExistsError, NotADirectoryError):
+            except FileExistsError:
+                raise SpecError(f"{folder} is not a folder; choose another with -o") from None
+            except NotADirectoryError:
                 raise SpecError(f"{self.path} is not a folder; choose another with -o") from None
             except OSError as error:
                 raise SpecError(f"{self.path} cannot be written: {error.strerror}; choose another with -o") from None
@@ -121,11 +124,13 @@ class OutputRoot:
 
     def folders(self) -> Iterator[ExperimentFolder]:
         """Every experiment, newest first."""
-        try:
-            paths = [path for path in self.experiments.iterdir() if _FOLDER.fullmatch(path.name) and path.is_dir()]
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True):
+        found: list[tuple[float, Path]] = []
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            for path in self.experiments.iterdir():
+                with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                    if _FOLDER.fullmatch(path.name) and path.is_dir():
+                        found.append((path.stat().st_mtime, path))
+        for _, path in sorted(found, reverse=True):
             yield ExperimentFolder(path)
 
     def find(self, wanted: str) -> ExperimentFolder:
@@ -135,15 +140,15 @@ class OutputRoot:
             NotFound: nothing or more than one thing fits; the text lists what is near.
         """
         folders = list(self.folders())
-        as_path = Path(wanted)
-        if as_path.is_dir() and _FOLDER.fullmatch(as_path.absolute().name):
-            return ExperimentFolder(as_path.absolute())
+        as_path = Path(wanted).absolute()
+        if _FOLDER.fullmatch(as_path.name) and os.path.isdir(as_path):  # noqa: PTH112 - never raises
+            return ExperimentFolder(as_path)
         experiment_id = wanted.rpartition("-")[0] if re.fullmatch(r"[a-z0-9]{8}-\d+", wanted) else wanted
         for folder in folders:
             if folder.experiment_id == experiment_id:
                 return folder
         named = [f for f in folders if f.slug and f.slug == slug(wanted)]
-        fitting = named or [f for f in folders if f.experiment_id.startswith(wanted)]
+        fitting = named or [f for f in folders if wanted and f.experiment_id.startswith(wanted)]
         if len(fitting) == 1:
             return fitting[0]
         if fitting:

@@ -7,10 +7,11 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from io import BufferedReader
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import aiofiles
+import aiofiles.threadpool
 from msgspec.structs import force_setattr
 
 from pidgin_cli.core.errors import LogError
@@ -40,6 +41,10 @@ class Syncer:
 
     def __init__(self) -> None:
         self._dirty: set[int] = set()
+        self._group: set[int] = set()
+        """Being synced in a thread at this moment."""
+        self._closing: set[int] = set()
+        """To be closed as soon as they are synced."""
         self._waiters: list[asyncio.Future[None]] = []
         self._task: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
@@ -61,33 +66,58 @@ class Syncer:
         await waiter
         self.check()
 
-    def forget(self, fd: int) -> None:
-        """`fd` is about to be closed."""
-        self._dirty.discard(fd)
+    def close(self, fd: int) -> None:
+        """Unlock and close `fd`; if it is dirty or being synced, then only after that.
+
+        A descriptor that is closed under the thread that syncs it, or names another file by then, would make a sync
+        fail that concerns all logs.
+        """
+        if fd in self._dirty or fd in self._group:
+            fcntl.flock(fd, fcntl.LOCK_UN)
+            self._closing.add(fd)
+        else:
+            os.close(fd)
 
     def check(self) -> None:
         if self.error is not None:
             raise LogError(f"the disk did not take the record: {self.error.strerror}") from self.error
 
     async def _run(self) -> None:
+        try:
+            while self._dirty:
+                await self._sync_group()
+        finally:
+            self._task = None
+
+    async def _sync_group(self) -> None:
         loop = asyncio.get_running_loop()
-        while self._dirty:
-            if not self._hurry.is_set():
-                timer = loop.call_later(self.WAIT_S, self._hurry.set)
-                await self._hurry.wait()
-                timer.cancel()
-            self._hurry.clear()
-            group, self._dirty = self._dirty, set()
-            waiters, self._waiters = self._waiters, []
-            try:
-                await loop.run_in_executor(self._pool, _sync, group)
-            except OSError as error:
-                self.error = error
-            finally:
-                for waiter in waiters:
-                    if not waiter.done():
-                        waiter.set_result(None)
-        self._task = None
+        if not self._hurry.is_set():
+            timer = loop.call_later(self.WAIT_S, self._hurry.set)
+            await self._hurry.wait()
+            timer.cancel()
+        self._hurry.clear()
+        self._group, self._dirty = self._dirty, set()
+        waiters, self._waiters = self._waiters, []
+        failure = None
+        try:
+            await loop.run_in_executor(self._pool, _sync, self._group)
+        except OSError as error:
+            self.error = error
+        except BaseException:
+            failure = LogError("the sync of the record was cut off")
+            raise
+        finally:
+            for waiter in waiters:
+                if waiter.done():
+                    continue
+                if failure is not None:
+                    waiter.set_exception(failure)
+                else:
+                    waiter.set_result(None)
+        done, self._group = self._group - self._dirty, set()
+        for fd in done & self._closing:
+            self._closing.discard(fd)
+            os.close(fd)
 
     async def aclose(self) -> None:
         """Sync what is dirty and stop."""
@@ -95,6 +125,9 @@ class Syncer:
         if self._task is not None:
             await self._task
         self._pool.shutdown()
+        for fd in self._closing:
+            os.close(fd)
+        self._closing.clear()
 
 
 def _sync(group: set[int]) -> None:
@@ -179,8 +212,7 @@ class EventLog:
         except LogError:
             log._abandon()
             raise
-        lost = sum(skipped.why != "torn" for skipped in record.skipped)
-        log.seq = record.events[-1].seq + 1 if record.events else lost
+        log.seq = record.next_seq
         return log, record
 
     def append(self, event: Event) -> None:
@@ -231,8 +263,7 @@ class EventLog:
 
     def _abandon(self) -> None:
         if self._fd is not None:
-            self._syncer.forget(self._fd)
-            os.close(self._fd)
+            self._syncer.close(self._fd)
             self._fd = None
 
 
@@ -245,14 +276,16 @@ class Record(NamedTuple):
     """Length up to the end of the last whole line."""
     total_bytes: int
     last_line_open: bool = False
-    """The last line is a whole event, but its newline is missing."""
+    """The last line is whole, but its newline is missing."""
+    next_seq: int = 0
+    """The number of the next event; lines that cannot be read had one too."""
 
 
 def read_record(path: Path) -> Record:
     """Read a log. Damaged lines are reported in `skipped` and never stop the reading.
 
     Raises:
-        NotFound, LogError: there is no such file, or it cannot be read.
+        LogError: there is no such file, or it cannot be read.
     """
     try:
         data = path.read_bytes()
@@ -262,17 +295,21 @@ def read_record(path: Path) -> Record:
     skipped: list[Skipped] = []
     whole = len(data)
     last_open = False
+    next_seq = 0
     for number, line, complete in _lines(data):
         item = decode(line, number)
-        if isinstance(item, Skipped) and not complete:
+        if not isinstance(item, Skipped):
+            events.append(item)
+            next_seq = item.seq + 1
+        elif complete or item.why == "unknown":
+            skipped.append(item)
+            next_seq += 1
+        else:
             skipped.append(item._replace(why="torn"))
             whole -= len(line)
-        elif isinstance(item, Skipped):
-            skipped.append(item)
-        else:
-            events.append(item)
-            last_open = not complete
-    return Record(events, skipped, whole, len(data), last_open)
+            continue
+        last_open = not complete
+    return Record(events, skipped, whole, len(data), last_open, next_seq)
 
 
 def _lines(data: bytes) -> Iterator[tuple[int, bytes, bool]]:
@@ -297,6 +334,12 @@ def _move_tail(path: Path, keep: int) -> None:
         raise LogError(f"the torn end of {path} cannot be moved away: {error.strerror}") from error
 
 
+def _opened(path: Path, position: int) -> BufferedReader:
+    file = path.open("rb")  # on the loop: a file opened in a thread would stay open when the tailer is cancelled
+    file.seek(position)
+    return file
+
+
 async def tail(
     path: Path, *, poll_s: float = 0.1, until: Callable[[], bool] = lambda: False
 ) -> AsyncIterator[Event | Skipped]:
@@ -307,18 +350,18 @@ async def tail(
     """
     position = 0
     number = 0
-    rest = b""
     while True:
         ending = until()
         try:
-            async with aiofiles.open(path, "rb") as file:
-                if (await file.seek(0, os.SEEK_END)) < position + len(rest):
-                    rest = b""
-                await file.seek(position + len(rest))
-                data = rest + await file.read()
+            with _opened(path, position) as file:
+                # What follows the last whole line is read anew each time: it may have been moved away since.
+                new = os.fstat(file.fileno()).st_size - position
+                data = await aiofiles.threadpool.wrap(file).read(max(new, 0))
         except FileNotFoundError:
             data = b""
-        *lines, rest = data.split(b"\n")
+        except OSError as error:
+            raise LogError(f"{path} cannot be read: {error.strerror}") from error
+        lines = data.split(b"\n")[:-1]
         for line in lines:
             number += 1
             position += len(line) + 1

@@ -5,6 +5,7 @@ whole file by a rename, so that no reader sees half of one.
 """
 
 import asyncio
+import contextlib
 import os
 import platform
 from collections.abc import Callable
@@ -97,7 +98,7 @@ class Manifest(Struct, kw_only=True):
     def add_up(self) -> None:
         """Make `totals` the sum over `conversations`."""
         entries = self.conversations.values()
-        costs = [entry.cost_usd for entry in entries if entry.messages]
+        costs = [entry.cost_usd for entry in entries if entry.messages or entry.tokens or entry.cost_usd is not None]
         self.totals = ManifestTotals(
             conversations=len(self.conversations),
             completed=sum(entry.status is Status.COMPLETED for entry in entries),
@@ -124,6 +125,8 @@ def _write(path: Path, manifest: Manifest) -> None:
         making.write_bytes(manifest.encode())
         making.replace(path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            making.unlink()
         raise LogError(f"{path} cannot be written: {error.strerror}") from error
 
 
@@ -209,7 +212,11 @@ class ManifestWriter:
             self._report(error)
 
     def write(self) -> None:
-        """Write now."""
+        """Write now. Raises LogError when the disk does not take it; a later write makes up for it."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._last_write = asyncio.get_running_loop().time()
         for conversation_id in self._dirty:
             log = f"conv_{conversation_id}_events.jsonl"
             self.manifest.conversations[conversation_id] = ConversationEntry.of(self._states[conversation_id], log)
@@ -217,11 +224,7 @@ class ManifestWriter:
         self.manifest.add_up()
         _write(self._path, self.manifest)
         self.writes += 1
-        self._last_write = asyncio.get_running_loop().time()
 
     def close(self) -> None:
         """The last write."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
         self.write()

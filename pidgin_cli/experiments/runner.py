@@ -16,7 +16,7 @@ from pidgin_cli.conversation.conductor import Conductor, Live, Outcome
 from pidgin_cli.conversation.control import Control
 from pidgin_cli.core.errors import LogError, NotFound
 from pidgin_cli.core.events import ConversationStartEvent, ExperimentCompleteEvent, ExperimentStartEvent
-from pidgin_cli.core.types import Status
+from pidgin_cli.core.types import EndReason, Status
 from pidgin_cli.eventlog.bus import EventBus
 from pidgin_cli.eventlog.folder import ExperimentFolder, OutputRoot, new_id
 from pidgin_cli.eventlog.log import EventLog, Record, Syncer
@@ -143,8 +143,7 @@ class Runner:
             log.append(start)
             log.flush()
             manifest.name, manifest.spec_hash, manifest.versions = spec.name, start.spec_hash, start.versions
-            manifest.created_at = _created(record, manifest)
-            manifest.started_at = manifest.started_at or start.timestamp
+            manifest.created_at = manifest.started_at = manifest.started_at or start.timestamp
             manifest.status, manifest.completed_at = Status.RUNNING, None
             manifest.pid, manifest.host = start.pid, start.host
             writer.touch()
@@ -153,8 +152,8 @@ class Runner:
                     continue
                 outcome = await self._converse(conversation_id, conversation, syncer, writer)
                 outcomes[conversation_id] = outcome
-                if outcome.status is Status.STOPPED:
-                    break
+                if outcome.end_reason in (EndReason.STOP_REQUEST, EndReason.BUDGET):
+                    break  # a full context window, on the other hand, ends no conversation but its own
             writer.write()
             counts = Counter(entry.status.value for entry in manifest.conversations.values())
             end = ExperimentCompleteEvent(status=_experiment_status(counts), conversations=dict(counts))
@@ -227,10 +226,6 @@ def spec_of(record: Record) -> ConversationSpec | None:
         return ConversationSpec.from_json(start.spec)
     except msgspec.ValidationError as error:
         raise LogError(f"the record was made by another version of Pidgin: {error}") from None
-
-
-def _created(record: Record, manifest: Manifest) -> datetime:
-    return record.events[0].timestamp if record.events else manifest.created_at
 
 
 def _experiment_status(counts: Counter[str]) -> Status:

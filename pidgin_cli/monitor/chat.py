@@ -32,6 +32,7 @@ from pidgin_cli.core.events import (
 )
 from pidgin_cli.core.types import Agent, Delta, FinishReason, Status, TextDelta, ThinkingDelta
 
+from .console import PIPED_WIDTH
 from .text import Wrapper, one_line, visible
 
 __all__ = ["ChatDisplay", "TailDisplay", "cost_text", "status_style"]
@@ -40,8 +41,6 @@ COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_red")
 DIM = Style(dim=True)
 MAX_WIDTH = 100
 """Text in wider lines is hard to read."""
-PIPED_WIDTH = 400
-"""Of a line that goes to a file or another program."""
 
 _STATUS_STYLES = {
     Status.COMPLETED: "green",
@@ -161,10 +160,10 @@ class ChatDisplay:
         self._writing = None
 
     def _head(self, agent_id: str) -> None:
-        agent = self._agents[agent_id]
-        head = Text()
-        head.append(visible(self._names[agent_id]), Style(bold=True, color=self._colours[agent_id]))
-        head.append(f"  {visible(agent.model.partition('?')[0])}", DIM)
+        agent = self._agents.get(agent_id)  # None: the beginning of the record is lost
+        head = Text(visible(self._name(agent_id)), Style(bold=True, color=self._colours.get(agent_id)))
+        if agent is not None:
+            head.append(f"  {visible(agent.model.partition('?')[0])}", DIM)
         self._line(head)
         self._headed = agent_id
 
@@ -187,7 +186,7 @@ class ChatDisplay:
             case MessageRequestEvent():
                 self._headed = None
                 self._told_text = self._told_thinking = False
-                self._wait(f"waiting for {self._name(event.agent_id)}")
+                self._wait_for(event.agent_id)
             case ThinkingCompleteEvent() if self._show_thinking and not self._told_thinking:
                 self._write(event.agent_id, "thinking", event.content)
             case MessageCompleteEvent():
@@ -270,7 +269,7 @@ class ChatDisplay:
             facts.append(f"ended by {event.finish_reason}")
         if event.cached:
             facts.append("from the cache")
-        self._line(Text("  " + " · ".join(facts), DIM))
+        self._block("  " * (self._width is None) + " · ".join(facts), DIM)
         self._line(Text())
         self._headed = None
 
@@ -290,6 +289,7 @@ class ChatDisplay:
         if wait_s is None:
             self._note(f"✗ {what}: {short}", "red")
             return
+        self._headed = None
         self._note(f"↻ {what}: {short}; attempt {attempt + 1} in {_seconds(wait_s * 1000)}", "yellow")
         self._wait(f"waiting to ask {self._name(agent_id)} again")
 
@@ -349,9 +349,14 @@ class ChatDisplay:
         else:
             self._console.print(Rule(Text(title, DIM), style="dim"), width=self._width)
 
+    def _wait_for(self, agent_id: str) -> None:
+        self._wait(f"waiting for {self._name(agent_id)}")
+        if self._following and self._console.is_terminal and self._spinner is None:
+            self._head(agent_id)  # a line that cannot be taken back says who is waited for
+
     def _wait(self, text: str) -> None:
         self._quiet()
-        if self._following and self._console.is_terminal:
+        if self._following and self._console.is_terminal and self._console.color_system:
             self._spinner = self._console.status(_Waiting(visible(text)), spinner_style="dim")
             self._spinner.start()
 
@@ -368,16 +373,22 @@ class TailDisplay:
         self._console = console
 
     def take(self, event: Event) -> None:
+        """One event of the conversation."""
         line = Text()
         line.append(f"{event.timestamp.astimezone():%H:%M:%S}  ", DIM)
         line.append(f"{type(event).__name__.removesuffix('Event'):<20}", _tail_style(event))
-        agent_id = getattr(event, "agent_id", None)
-        line.append(f" {agent_id or '':<3}")
+        agent_id = visible(getattr(event, "agent_id", None) or "")
+        line.append(f" {agent_id:<3}")
         turn = getattr(event, "turn_number", None)
         line.append(f"{'' if turn is None else turn:>4}  ", DIM)
         width = self._console.width if self._console.is_terminal else PIPED_WIDTH
-        line.append(one_line(_said(event), max(20, width - line.cell_len)))
+        line.append(one_line(_said(event), max(0, width - line.cell_len)))
+        line.truncate(width, overflow="ellipsis")
         self._console.print(line, soft_wrap=True)
+
+    def notice(self, text: str) -> None:
+        """Something to the person."""
+        self._console.print(Text(one_line(text, PIPED_WIDTH), "yellow"))
 
     def finish(self) -> None:
         """Nothing is left open."""

@@ -38,8 +38,8 @@ from pidgin_cli.core.types import (
 )
 
 from .base import Timeouts
-from .registry import PROVIDERS
-from .wire import CUT_OFF, api_key, arguments_of, base_url, error_class, message_in, one_line, retry_after_s
+from .registry import PROVIDERS, ProviderInfo
+from .wire import CUT_OFF, api_key, arguments_of, base_url, error_class, message_in, one_line, retry_after_s, unfinished
 
 __all__ = ["AnthropicProvider", "default_max_tokens"]
 
@@ -163,10 +163,10 @@ class AnthropicProvider:
     Key and address come from `ANTHROPIC_API_KEY` (or `ANTHROPIC_AUTH_TOKEN`) and `ANTHROPIC_BASE_URL`.
     """
 
-    def __init__(self, timeouts: Timeouts) -> None:
-        url = base_url(INFO, f"https://{INFO.home}")
+    def __init__(self, timeouts: Timeouts, info: ProviderInfo = INFO) -> None:
+        url = base_url(info)
         token = os.environ.get("ANTHROPIC_AUTH_TOKEN")
-        key = None if token and not os.environ.get("ANTHROPIC_API_KEY") else api_key(INFO)
+        key = None if token and not os.environ.get("ANTHROPIC_API_KEY") else api_key(info)
         self._secrets = (key or "", token or "")
         self._client = sdk.AsyncAnthropic(
             api_key=key,
@@ -285,7 +285,7 @@ def _messages(messages: Sequence[Message]) -> list[Any]:
             if thought.signature is not None and message.role is Role.ASSISTANT
         ]
         if message.tool_calls or blocks:
-            if message.content:
+            if message.content.strip():
                 blocks.append({"type": "text", "text": message.content})
             blocks += (
                 {"type": "tool_use", "id": call.id, "name": call.name, "input": arguments_of(call.arguments)}
@@ -332,11 +332,7 @@ async def _deltas(stream: sdk.AsyncStream[RawMessageStreamEvent]) -> AsyncGenera
             case "message_stop":
                 whole = True
     if not whole:
-        kind = stream.response.headers.get("content-type", "nothing known")
-        raise ProviderUnavailable(
-            CUT_OFF if kind.startswith("text/event-stream") else f"{CUT_OFF}: the server answered with {kind}",
-            provider=INFO.name,
-        )
+        raise unfinished(stream.response.headers, INFO.name)
     yield Finish(
         reason=FINISH_REASONS.get(reason or "", FinishReason.UNKNOWN),
         model=model,

@@ -105,8 +105,8 @@ REFUSALS = (
 class LocalProvider:
     """Serves `test` and `silent`, as the module's text describes them."""
 
-    def __init__(self, timeouts: Timeouts | None = None) -> None:
-        """`timeouts` is there because every adapter takes it: nothing here waits for anybody else."""
+    def __init__(self, timeouts: Timeouts | None = None, info: object = None) -> None:
+        """Both are there because every adapter takes them: nothing here waits for, or is reached at, anything else."""
 
     async def stream_response(self, request: ModelRequest) -> AsyncIterator[Delta]:
         """The reply, each piece at its time counted from the start, so that delays do not add up."""

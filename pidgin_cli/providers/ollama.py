@@ -32,7 +32,7 @@ from pidgin_cli.core.types import (
 )
 
 from .base import Timeouts
-from .registry import PROVIDERS
+from .registry import PROVIDERS, ProviderInfo, address
 from .wire import CUT_OFF, arguments_of, error_class, one_line, retry_after_s
 
 try:
@@ -75,11 +75,11 @@ class PullProgress(Struct, frozen=True):
 class OllamaProvider:
     """Asks a model in Ollama, at `OLLAMA_HOST` or on this machine."""
 
-    def __init__(self, timeouts: Timeouts) -> None:
+    def __init__(self, timeouts: Timeouts, info: ProviderInfo = INFO) -> None:
         self._connect_s = timeouts.connect_s
         self._secret = os.environ.get("OLLAMA_API_KEY", "")
         try:
-            self._client = sdk.AsyncClient(timeout=httpx.Timeout(None, connect=timeouts.connect_s))
+            self._client = sdk.AsyncClient(address(info), timeout=httpx.Timeout(None, connect=timeouts.connect_s))
         except (ValueError, httpx.InvalidURL) as exc:
             raise SpecError("OLLAMA_HOST is not an address like 127.0.0.1:11434; correct or unset it") from exc
 

@@ -35,8 +35,8 @@ from pidgin_cli.core.types import (
 )
 
 from .base import Timeouts
-from .registry import PROVIDERS
-from .wire import CUT_OFF, api_key, base_url, error_class, message_in, one_line, retry_after_s
+from .registry import PROVIDERS, ProviderInfo
+from .wire import CUT_OFF, api_key, base_url, error_class, message_in, one_line, retry_after_s, unfinished
 
 __all__ = ["OpenAIProvider"]
 
@@ -88,6 +88,10 @@ CODES: dict[str, type[ProviderError]] = {
     "string_above_max_length": ContextLengthExceeded,
     "content_filter": ContentFiltered,
     "content_policy_violation": ContentFiltered,
+    "invalid_prompt": ContentFiltered,  # against the usage policy, that is
+    "bio_policy": ContentFiltered,
+    "misalignment_policy_violation": ContentFiltered,
+    "data_residency_mismatch": RequestRejected,
     # Without money the key may not use the model, and asking again does not help.
     "insufficient_quota": AuthenticationFailed,
     "invalid_api_key": AuthenticationFailed,
@@ -104,11 +108,12 @@ CODES: dict[str, type[ProviderError]] = {
 
 
 class OpenAIProvider:
-    """Asks GPT or a compatible server. Key and address come from `OPENAI_API_KEY` and `OPENAI_BASE_URL`."""
+    """Asks GPT, or a server that speaks the same API. Key and address come from the variables that `info` names."""
 
-    def __init__(self, timeouts: Timeouts) -> None:
-        url = base_url(INFO, f"https://{INFO.home}/v1")
-        key = api_key(INFO)
+    def __init__(self, timeouts: Timeouts, info: ProviderInfo = INFO) -> None:
+        url = base_url(info)
+        key = api_key(info)
+        self._info = info
         self._secrets = (key,)
         # OpenAI's newer models refuse the old name of the limit, many other servers do not know the new one.
         host = f".{urlsplit(url).hostname}"
@@ -157,10 +162,13 @@ class OpenAIProvider:
     def _translating(self) -> Iterator[None]:
         try:
             yield
-        except ProviderError:
+        except ProviderError as error:
+            error.provider = self._info.name
             raise
         except tuple(ERRORS) as exc:
-            raise translate(exc, *self._secrets) from exc
+            translated = translate(exc, *self._secrets)
+            translated.provider = self._info.name
+            raise translated from exc
 
 
 def translate(exc: Exception, *secrets: str) -> ProviderError:
@@ -196,7 +204,7 @@ def translate(exc: Exception, *secrets: str) -> ProviderError:
         case UnicodeEncodeError():
             text = "the request holds text that UTF-8 cannot carry"
         case ValueError() | TypeError() | AttributeError():
-            text = f"the server sent what the chat completions API does not: {exc}"
+            text = f"the server sent what the OpenAI API does not: {exc}"
     return kind(one_line(text, *secrets), provider=INFO.name, status=status, retry_after_s=retry_after)
 
 
@@ -211,7 +219,7 @@ def _message(message: Message) -> dict[str, Any]:
         return {"role": "tool", "tool_call_id": message.tool_result.call_id, "content": message.tool_result.content}
     sent: dict[str, Any] = {"role": str(message.role), "content": message.content}
     if message.tool_calls:
-        sent["content"] = message.content or None
+        sent["content"] = message.content if message.content.strip() else None
         sent["tool_calls"] = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments or "{}"}}
             for call in message.tool_calls
@@ -250,11 +258,7 @@ async def _deltas(stream: sdk.AsyncStream[ChatCompletionChunk]) -> AsyncGenerato
                     arguments=(function and function.arguments) or "",
                 )
     if reason is None:
-        kind = stream.response.headers.get("content-type", "nothing known")
-        raise ProviderUnavailable(
-            CUT_OFF if kind.startswith("text/event-stream") else f"{CUT_OFF}: the server answered with {kind}",
-            provider=INFO.name,
-        )
+        raise unfinished(stream.response.headers, INFO.name)
     yield Finish(
         reason=FinishReason.REFUSAL if refused else FINISH_REASONS.get(reason, FinishReason.UNKNOWN),
         model=model,

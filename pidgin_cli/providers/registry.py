@@ -3,8 +3,10 @@
 import asyncio
 import importlib
 import os
+import re
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, cast
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
 import msgspec
@@ -13,10 +15,28 @@ from pidgin_cli.core.errors import SpecError
 from pidgin_cli.core.types import ModelRequest, Timeouts
 
 from .base import Provider
+from .limits import Limited, Limiter, Wait
 from .replay import ReadRecording, ReplayProvider
-from .wrappers import Limited, Limiter, Retrying, RetryPolicy, Timed
+from .wrappers import Retrying, RetryPolicy, Timed
 
-__all__ = ["PROVIDERS", "ProviderInfo", "ProviderPool", "at_home", "effective_parameters", "missing_key", "split_model"]
+if TYPE_CHECKING:
+    from .cache import ResponseCache
+    from .residency import Residency
+
+__all__ = [
+    "PROVIDERS",
+    "ProviderInfo",
+    "ProviderPool",
+    "add_provider",
+    "address",
+    "at_home",
+    "effective_parameters",
+    "endpoint",
+    "load_plugins",
+    "missing_key",
+    "needs_responses",
+    "split_model",
+]
 
 
 class ProviderInfo(NamedTuple):
@@ -29,12 +49,32 @@ class ProviderInfo(NamedTuple):
     """How a system prompt reaches the model."""
     sdk: str | None = None
     """The distribution that the adapter needs."""
+    base_url: str | None = None
+    """Where requests go unless `base_url_env` says otherwise."""
+    base_url_env: str | None = None
     key_env: tuple[str, ...] = ()
     """Environment variables of which one has to be set; the first is the one to recommend."""
-    base_url_env: str | None = None
     home: str | None = None
-    """Host of the vendor's own API; elsewhere a key may be left out."""
-    thinks: bool = True
+    """Host of the vendor's own API, where its prices hold and a key is needed; None: a server of the person's own."""
+    max_concurrency: int | None = None
+    """Requests under way at once; this and the next two from the person's settings, None: found out while running."""
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+
+
+def _compatible(name: str, base_url: str, *, hosted: bool = True) -> ProviderInfo:
+    """A server that speaks OpenAI's chat completions."""
+    prefix = name.upper()
+    return ProviderInfo(
+        name,
+        "pidgin_cli.providers.openai:OpenAIProvider",
+        "system message",
+        sdk="openai",
+        base_url=base_url,
+        base_url_env=f"{prefix}_BASE_URL",
+        key_env=(f"{prefix}_API_KEY",),
+        home=urlsplit(base_url).hostname if hosted else None,
+    )
 
 
 PROVIDERS: dict[str, ProviderInfo] = {
@@ -45,30 +85,96 @@ PROVIDERS: dict[str, ProviderInfo] = {
             "pidgin_cli.providers.anthropic:AnthropicProvider",
             "system parameter",
             sdk="anthropic",
-            key_env=("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"),
+            base_url="https://api.anthropic.com",
             base_url_env="ANTHROPIC_BASE_URL",
+            key_env=("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"),
             home="api.anthropic.com",
         ),
+        _compatible("openai", "https://api.openai.com/v1"),
         ProviderInfo(
-            "openai",
-            "pidgin_cli.providers.openai:OpenAIProvider",
-            "system message",
-            sdk="openai",
-            key_env=("OPENAI_API_KEY",),
-            base_url_env="OPENAI_BASE_URL",
-            home="api.openai.com",
+            "google",
+            "pidgin_cli.providers.google:GoogleProvider",
+            "system parameter",
+            sdk="google-genai",
+            base_url="https://generativelanguage.googleapis.com",
+            base_url_env="GOOGLE_GEMINI_BASE_URL",
+            key_env=("GEMINI_API_KEY", "GOOGLE_API_KEY"),
+            home="generativelanguage.googleapis.com",
         ),
+        _compatible("xai", "https://api.x.ai/v1"),
         ProviderInfo(
             "ollama",
             "pidgin_cli.providers.ollama:OllamaProvider",
             "system message",
             sdk="ollama",
+            base_url="http://127.0.0.1:11434",
             base_url_env="OLLAMA_HOST",
         ),
+        _compatible("openrouter", "https://openrouter.ai/api/v1"),
+        _compatible("groq", "https://api.groq.com/openai/v1"),
+        _compatible("together", "https://api.together.xyz/v1"),
+        _compatible("deepseek", "https://api.deepseek.com"),
+        _compatible("mistral", "https://api.mistral.ai/v1"),
+        _compatible("vllm", "http://127.0.0.1:8000/v1", hosted=False),
+        _compatible("llamacpp", "http://127.0.0.1:8080/v1", hosted=False),
+        _compatible("lmstudio", "http://127.0.0.1:1234/v1", hosted=False),
         ProviderInfo("local", "pidgin_cli.providers.local:LocalProvider", "request field"),
         ProviderInfo("replay", "pidgin_cli.providers.replay:ReplayProvider", "request field"),
     )
 }
+"""Every provider by name. Endpoints of the person's settings and third-party providers join it: see `add_provider`."""
+
+_BUILT_IN = frozenset(PROVIDERS)
+
+
+_RESPONSES_ONLY = re.compile(
+    r"(?:gpt|o\d)\b.*-(?:pro|codex|deep-research|cyber|rosalind|daybreak)\b|codex-mini|computer-use"
+)
+
+
+def add_provider(info: ProviderInfo) -> None:
+    """Make a provider known, or change where a known one is reached.
+
+    Raises:
+        SpecError: the name cannot stand in a model id, or it would replace a built-in adapter.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9-]{0,39}", info.name):
+        raise SpecError(f"{info.name!r} cannot name a provider: lower-case letters, digits and hyphens, at most 40")
+    if info.name in _BUILT_IN and info.adapter != PROVIDERS[info.name].adapter:
+        raise SpecError(f"there is a provider {info.name!r} already; choose another name")
+    PROVIDERS[info.name] = info
+
+
+def endpoint(name: str, base_url: str, api_key_env: str | None = None) -> ProviderInfo:
+    """A server that speaks OpenAI's chat completions, under a name of the person's own."""
+    return ProviderInfo(
+        name,
+        "pidgin_cli.providers.openai:OpenAIProvider",
+        "system message",
+        sdk="openai",
+        base_url=base_url,
+        key_env=(api_key_env,) if api_key_env else (),
+    )
+
+
+def load_plugins() -> None:
+    """Add the providers that installed packages offer under the entry-point group `pidgin.providers`.
+
+    Raises:
+        SpecError: one of them is not a `ProviderInfo`, or its name is taken.
+    """
+    for point in entry_points(group="pidgin.providers"):
+        info = point.load()
+        if not isinstance(info, ProviderInfo):
+            raise SpecError(
+                f"the package that offers provider {point.name!r} gives no ProviderInfo; update or remove it"
+            )
+        add_provider(info)
+
+
+def address(info: ProviderInfo) -> str | None:
+    """Where requests go: the environment, else the settings, else the vendor."""
+    return os.environ.get(info.base_url_env or "") or info.base_url
 
 
 def split_model(model_id: str) -> tuple[ProviderInfo, str]:
@@ -82,62 +188,155 @@ def split_model(model_id: str) -> tuple[ProviderInfo, str]:
 def missing_key(info: ProviderInfo) -> str | None:
     """The environment variable that has to be set before this provider can be asked, or None when all is there.
 
-    A base URL that leads away from the vendor needs no key: local servers rarely have one.
+    A base URL that leads away from the vendor needs no key: local servers rarely have one. A named endpoint whose
+    settings name a variable needs that one.
     """
     if not info.key_env or any(os.environ.get(name) for name in info.key_env):
         return None
-    return info.key_env[0] if at_home(info) else None
+    needs = at_home(info) if info.name in _BUILT_IN else True
+    return info.key_env[0] if needs else None
 
 
 class ProviderPool:
-    """The providers of one process: one adapter and one limit for each, shared by all its conversations."""
+    """The providers of one process: adapters, limits, cache and local servers, shared by all its conversations."""
 
-    def __init__(self, read_recording: ReadRecording | None = None) -> None:
-        """`read_recording` serves `replay:` models."""
+    def __init__(self, read_recording: ReadRecording | None = None, cache: "ResponseCache | None" = None) -> None:
+        """
+        Args:
+            read_recording: serves `replay:` models.
+            cache: for conversations that want one; None: the one of this user, opened when it is first wanted.
+        """
         self._read_recording = read_recording
+        self._cache = cache
         self._adapters: dict[tuple[str, Timeouts], Provider] = {}
-        self._limiters: dict[str, Limiter] = {}
+        self._limiters: dict[tuple[str, str | None, str], Limiter] = {}
+        self._residencies: dict[str, Residency] = {}
 
     async def warm_up(self, models: Iterable[str]) -> None:
         """Import the SDKs that these models need, in a thread, so that the first request does not wait for them."""
-        modules = {split_model(model)[0].adapter.partition(":")[0] for model in models}
+        modules = {_adapter(*split_model(model)).partition(":")[0] for model in models}
         await asyncio.gather(*(asyncio.to_thread(importlib.import_module, module) for module in sorted(modules)))
 
     def adapter(self, model_id: str, timeouts: Timeouts) -> Provider:
         """The bare adapter for a model."""
-        info, _ = split_model(model_id)
-        key = (info.name, timeouts)
+        info, model = split_model(model_id)
+        path = _adapter(info, model)
+        key = (f"{info.name} {path}", timeouts)
         if key not in self._adapters:
-            self._adapters[key] = self._open(info, timeouts)
+            self._adapters[key] = self._open(info, path, timeouts)
         return self._adapters[key]
 
-    def _open(self, info: ProviderInfo, timeouts: Timeouts) -> Provider:
+    def _open(self, info: ProviderInfo, path: str, timeouts: Timeouts) -> Provider:
         if info.name == "replay":
             if self._read_recording is None:
                 raise SpecError("replay: models need an output folder to read from")
             return ReplayProvider(self._read_recording)
-        module, _, name = info.adapter.partition(":")
-        make = cast("Callable[[Timeouts], Provider]", getattr(importlib.import_module(module), name))
-        return make(timeouts)
+        module, _, name = path.partition(":")
+        make = cast("Callable[[Timeouts, ProviderInfo], Provider]", getattr(importlib.import_module(module), name))
+        return make(timeouts, info)
 
     def provider(
-        self, model_id: str, timeouts: Timeouts, policy: RetryPolicy, concurrency: int | None = None
+        self,
+        model_id: str,
+        timeouts: Timeouts,
+        policy: RetryPolicy,
+        concurrency: int | None = None,
+        *,
+        wait: Wait | None = None,
+        probe: ModelRequest | None = None,
+        draw: tuple[object, ...] | None = None,
     ) -> Provider:
-        """The adapter for a model within its wrappers."""
-        info, _ = split_model(model_id)
-        found: Provider = Timed(self.adapter(model_id, timeouts), timeouts, info.name)
-        if concurrency is not None:
-            limiter = self._limiters.get(info.name)
-            if limiter is None:
-                limiter = self._limiters[info.name] = Limiter(concurrency)
-            found = Limited(found, limiter)
-        return Retrying(found, policy)
+        """The adapter for a model within its wrappers.
+
+        Args:
+            concurrency: requests at one time, besides what the person's settings say.
+            wait: how a conversation waits for its place under a limit.
+            probe: a request with the settings that count; given, replies are cached.
+            draw: what tells this conversation's draws from all others; None: they share their replies.
+        """
+        info, model = split_model(model_id)
+        adapter = self.adapter(model_id, timeouts)
+        found: Provider = Timed(adapter, timeouts, info.name)
+        if info.adapter == PROVIDERS["ollama"].adapter:
+            from .residency import Resident
+
+            found = Resident(found, self.residency(info), policy.report, getattr(adapter, "effective_parameters", None))
+        if (limiter := self._limiter(info, model, concurrency)) is not None:
+            found = Limited(found, limiter, policy.report, wait)
+        found = Retrying(found, policy)
+        if probe is not None and info.name != "replay":
+            from .cache import Cached
+
+            # What the embedded model says depends on the seed, so its replies are never another seed's.
+            seed = (probe.seed,) if info.name == "local" else ()
+            found = Cached(
+                found,
+                self.cache,
+                provider=info.name,
+                base_url=address(info) or "",
+                parameters=effective_parameters(adapter, probe),
+                draw=(*seed, *(draw or ())) if seed or draw is not None else None,
+            )
+        return found
+
+    def _limiter(self, info: ProviderInfo, model: str, concurrency: int | None) -> Limiter | None:
+        """The limit of a provider's account and model. Models in this process have one only when it is asked for."""
+        caps = [cap for cap in (concurrency, info.max_concurrency) if cap is not None]
+        cap = min(caps) if caps else None
+        inside = info.base_url is None
+        if inside and cap is None:
+            return None
+        key = (info.name, address(info), "" if inside else model)
+        if key not in self._limiters:
+            self._limiters[key] = Limiter(
+                cap,
+                provider=info.name,
+                model=model,
+                requests_per_minute=info.requests_per_minute,
+                tokens_per_minute=info.tokens_per_minute,
+                **({"start": cap} if inside and cap is not None else {}),
+            )
+        return self._limiters[key]
+
+    @property
+    def cache(self) -> "ResponseCache":
+        """The response cache; its file is opened on first use."""
+        if self._cache is None:
+            from .cache import ResponseCache
+
+            self._cache = ResponseCache()
+        return self._cache
+
+    def residency(self, info: ProviderInfo) -> "Residency":
+        """What a local server holds in memory, as this process manages it."""
+        from .residency import Residency
+
+        if info.name not in self._residencies:
+            self._residencies[info.name] = Residency(info)
+        return self._residencies[info.name]
 
     async def aclose(self) -> None:
-        """Close every connection."""
+        """Close every connection and the cache."""
         adapters, self._adapters = self._adapters, {}
+        residencies, self._residencies = self._residencies, {}
         for adapter in adapters.values():
             await adapter.aclose()
+        for residency in residencies.values():
+            await residency.aclose()
+        if self._cache is not None:
+            self._cache.close()
+
+
+def _adapter(info: ProviderInfo, model: str) -> str:
+    """`module:class` of the adapter for one model: some of OpenAI's serve the Responses API only."""
+    if info.name == "openai" and at_home(info) and needs_responses(model):
+        return "pidgin_cli.providers.responses:ResponsesProvider"
+    return info.adapter
+
+
+def needs_responses(model: str) -> bool:
+    """Whether OpenAI serves `model` in its Responses API only, going by the families that the name belongs to."""
+    return _RESPONSES_ONLY.match(model) is not None
 
 
 def effective_parameters(adapter: Provider, request: ModelRequest) -> dict[str, Any]:
@@ -152,10 +351,7 @@ def effective_parameters(adapter: Provider, request: ModelRequest) -> dict[str, 
 
 def at_home(info: ProviderInfo) -> bool:
     """Whether requests go to the vendor's own API, so that its prices hold."""
-    base_url = os.environ.get(info.base_url_env or "")
-    if not base_url or info.home is None:
-        return True
     try:
-        return urlsplit(base_url).hostname == info.home
+        return info.home is not None and urlsplit(address(info) or "").hostname == info.home
     except ValueError:  # not a URL at all; the adapter says so
         return False

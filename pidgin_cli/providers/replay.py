@@ -76,7 +76,9 @@ class ReplayProvider:
         if source not in self._recordings:
             self._recordings[source] = self._read(source)
         replies = [reply for reply in self._recordings[source].get(agent_id, ()) if reply.purpose == request.purpose]
-        wanted = request.own_number if request.purpose != "name" else 1
+        wanted = request.own_number if request.purpose == "message" else 1
+        if request.purpose == "summary":
+            replies = [reply for reply in replies if reply.turn_number == request.turn_number]
         if len(replies) < wanted:
             raise RequestRejected(
                 f"replay: {source} has no {request.purpose} {wanted} of agent {agent_id} "

@@ -17,14 +17,25 @@ from pidgin_cli.core.errors import (
     Overloaded,
     ProviderError,
     ProviderTimeout,
+    ProviderUnavailable,
     RateLimited,
     RequestRejected,
     SpecError,
 )
 
-from .registry import ProviderInfo, missing_key
+from .registry import ProviderInfo, address, missing_key
 
-__all__ = ["CUT_OFF", "api_key", "arguments_of", "base_url", "error_class", "message_in", "one_line", "retry_after_s"]
+__all__ = [
+    "CUT_OFF",
+    "api_key",
+    "arguments_of",
+    "base_url",
+    "error_class",
+    "message_in",
+    "one_line",
+    "retry_after_s",
+    "unfinished",
+]
 
 CUT_OFF = "the stream ended before the reply was whole"
 PLACEHOLDER_KEY = "none-needed"
@@ -36,10 +47,9 @@ _TAG = re.compile(r"<[^>]*>")
 _KEY = re.compile(r"\b(?:sk|gsk|xai|pk|rk)-[\w*.-]{4,}")
 
 
-def base_url(info: ProviderInfo, default: str) -> str:
+def base_url(info: ProviderInfo) -> str:
     """Where requests go. Raises SpecError for an address that is none."""
-    assert info.base_url_env is not None
-    url = os.environ.get(info.base_url_env) or default
+    url = address(info) or ""
     try:
         parts = urlsplit(url)
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -47,7 +57,8 @@ def base_url(info: ProviderInfo, default: str) -> str:
         good = False
     if not good:
         # The address is not quoted: people put passwords into them.
-        raise SpecError(f"{info.base_url_env} is not an address like http://host:port/v1; correct or unset it")
+        source = info.base_url_env if os.environ.get(info.base_url_env or "") else f"base_url of {info.name}"
+        raise SpecError(f"{source} is not an address like http://host:port/v1; correct or unset it")
     return url
 
 
@@ -55,7 +66,7 @@ def api_key(info: ProviderInfo) -> str:
     """The key, or a placeholder where none is needed. Raises SpecError when it is missing or cannot be sent."""
     if (missing := missing_key(info)) is not None:
         raise SpecError(f"{missing} is not set; export it with your {info.name} API key")
-    name = info.key_env[0]
+    name = next((name for name in info.key_env if os.environ.get(name)), "")
     key = os.environ.get(name) or PLACEHOLDER_KEY
     if not (key.isascii() and key.isprintable() and key == key.strip()):
         # HTTP libraries quote such a value in their error text.
@@ -122,6 +133,13 @@ def error_class(status: int) -> type[ProviderError]:
         case 501:
             return RequestRejected
     return Overloaded if status >= 500 else RequestRejected
+
+
+def unfinished(headers: Mapping[str, str], provider: str) -> ProviderUnavailable:
+    """The error for a stream that came to its end while the reply did not; a proxy's page is told by its type."""
+    kind = headers.get("content-type", "nothing known")
+    text = CUT_OFF if kind.startswith("text/event-stream") else f"{CUT_OFF}: the server answered with {kind}"
+    return ProviderUnavailable(text, provider=provider)
 
 
 def arguments_of(text: str) -> dict[str, Any]:

@@ -7,7 +7,6 @@ mistaken for the model's latency.
 import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
 
 from msgspec.structs import replace
 
@@ -16,6 +15,7 @@ from pidgin_cli.core.events import APIErrorEvent, Event, RateLimitEvent
 from pidgin_cli.core.types import Delta, Finish, ModelRequest, Retries, Timeouts, Timing, UsageDelta
 
 from .base import Provider, Report
+from .limits import Limited, Limiter
 
 __all__ = ["Limited", "Limiter", "RetryPolicy", "Retrying", "Sleep", "Timed"]
 
@@ -45,6 +45,7 @@ class _Watch:
             self._handle = self._loop.call_at(deadline, self._check)
 
     def stop(self) -> None:
+        self.expired()  # the wait ended on its own in the moment in which it was cut short
         self._deadline = None
         self._task = None
 
@@ -93,7 +94,7 @@ class Timed:
             while True:
                 deadline = end
                 if limit is not None:
-                    deadline = clock() + limit
+                    deadline = (started if first is None else clock()) + limit
                     if end is not None and end < deadline:
                         deadline = end
                 watch.start(deadline)
@@ -142,65 +143,33 @@ async def _close(stream: AsyncIterator[Delta]) -> None:
         await aclose()
 
 
-class Limiter:
-    """How many requests may be under way at once; shared by all conversations that use one provider."""
-
-    def __init__(self, concurrency: int) -> None:
-        self.concurrency = concurrency
-        self._places = asyncio.Semaphore(concurrency)
-
-    async def __aenter__(self) -> None:
-        await self._places.acquire()
-
-    async def __aexit__(self, *_: object) -> None:
-        self._places.release()
-
-
-class Limited:
-    """Waits for a place under a limit and says how long it waited."""
-
-    def __init__(self, inner: Provider, limiter: Limiter) -> None:
-        self._inner = inner
-        self._limiter = limiter
-
-    async def stream_response(self, request: ModelRequest) -> AsyncIterator[Delta]:
-        clock = asyncio.get_running_loop().time
-        asked = clock()
-        async with self._limiter, aclosing(self._inner.stream_response(request)) as stream:  # type: ignore[type-var]
-            queued = round((clock() - asked) * 1000, 3)
-            async for delta in stream:
-                if isinstance(delta, Finish):
-                    delta = replace(delta, timing=replace(delta.timing or Timing(), queued_ms=queued))
-                yield delta
-
-    async def aclose(self) -> None:
-        await self._inner.aclose()
-
-
 class RetryPolicy:
     """Decides what follows a failed attempt, says so in the record, and waits."""
 
     def __init__(self, retries: Retries, provider: str, report: Report, sleep: Sleep) -> None:
         self._retries = retries
         self._provider = provider
-        self._report = report
+        self.report = report
         self._sleep = sleep
+        self.attempt = 1
+        """The attempt under way."""
 
     async def wait(self, error: ProviderError, request: ModelRequest) -> None:
         """Return when the request may be tried again; raise the error when it may not."""
         error.attempt = request.attempt
         wait = self._delay(error, request.attempt)
-        self._report(self._event(error, request, wait))
+        self.report(self._event(error, request, wait))
         if wait is None:
             raise error
         await self._sleep(wait)
+        self.attempt = request.attempt + 1
 
     def _delay(self, error: ProviderError, attempt: int) -> float | None:
         if not error.retryable or attempt >= self._retries.attempts:
             return None
         if error.retry_after_s is not None:
             return error.retry_after_s
-        return random.uniform(0, min(self._retries.max_wait_s, self._retries.base_s * 2 ** (attempt - 1)))
+        return random.uniform(0, min(self._retries.max_wait_s, self._retries.base_s * 2.0 ** min(attempt - 1, 60)))
 
     def _event(self, error: ProviderError, request: ModelRequest, wait: float | None) -> Event:
         if isinstance(error, RateLimited) and wait is not None:

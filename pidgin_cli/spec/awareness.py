@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pidgin_cli.core.errors import SpecError
 
-from .errors import explain
+from .errors import explain, refuse_half_characters
 
 __all__ = ["PRESETS", "Awareness", "Seat", "load_awareness", "preset_text", "system_prompt", "templates_folder"]
 
@@ -75,13 +75,14 @@ def load_awareness(value: str, agents: Sequence[Seat], *, serves: str | None = N
     path = Path(value)
     if path.suffix not in (".yaml", ".yml") and not path.exists():
         near = difflib.get_close_matches(value, [*PRESETS, *ALIASES], n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = f"; did you mean {near[0]}?" if near else "."
         raise SpecError(f"no awareness preset {value!r}{hint} Presets: {', '.join(PRESETS)}; or give a YAML file")
-    data = _read(path)
+    text, data = _read(path)
     try:
         file = _AwarenessFile.model_validate(data)
     except ValidationError as error:
-        raise SpecError(explain(error, str(path))) from None
+        raise SpecError(explain(error, str(path), text, _AwarenessFile)) from None
+    refuse_half_characters(file.model_dump(), str(path))
     base = ALIASES.get(file.base, file.base)
     if base not in PRESETS:
         raise SpecError(f"{path}: base: no preset {file.base!r}; presets: {', '.join(PRESETS)}")
@@ -105,9 +106,11 @@ def load_awareness(value: str, agents: Sequence[Seat], *, serves: str | None = N
     return Awareness(file.name or path.stem, base, prompts), notices
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> tuple[str, Any]:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        text = path.read_text(encoding="utf-8")
+        data = yaml.safe_load(text)
+        return text, {} if data is None else data
     except OSError as error:
         raise SpecError(f"awareness file {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -1,31 +1,77 @@
-"""Which model a word means, what it costs and how much it reads.
+"""Which model a word means, what it costs, how much it reads, and whether it thinks.
 
-Prices and context windows come from `genai-prices`, which carries its data with it; only aliases are our own.
+Prices and context windows come from `genai-prices`, which carries its data with it. Our own are only the aliases and
+what that package does not say (`models.yaml`); the person's settings outrank both.
 """
 
 import difflib
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Mapping
+from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import yaml
+from msgspec import Struct
 
 from pidgin_cli.core.errors import SpecError
 from pidgin_cli.core.types import Usage
 
-__all__ = ["aliases", "context_window", "cost_usd", "known_models", "price_source", "resolve_model"]
+from .settings import ModelSettings, Settings
+
+__all__ = [
+    "FREE",
+    "ModelFacts",
+    "aliases",
+    "context_window",
+    "cost_usd",
+    "facts",
+    "known_models",
+    "price_source",
+    "resolve_model",
+    "use_settings",
+]
 
 FREE = frozenset({"local", "ollama", "replay"})
 """Providers whose models run on the person's own machine."""
+PRICED_AS = {"xai": "x-ai"}
+"""Our names of providers where genai-prices has another."""
+LISTED = ("anthropic", "openai", "google", "xai", "openrouter", "groq", "together", "deepseek", "mistral")
+"""Providers of which genai-prices knows models."""
+
+_settings = Settings()
+
+
+class ModelFacts(Struct, frozen=True):
+    """What is known about a model before it is asked. None: not known. Prices in USD per million tokens."""
+
+    id: str
+    context: int | None = None
+    input_price: float | None = None
+    output_price: float | None = None
+    cached_price: float | None = None
+    thinks: bool | None = None
+
+
+def use_settings(settings: Settings) -> None:
+    """Let a person's aliases, windows and prices count from now on."""
+    global _settings
+    _settings = settings
+    context_window.cache_clear()
 
 
 @cache
-def aliases() -> dict[str, str]:
-    """Short names of models."""
-    text = (Path(__file__).parent / "aliases.yaml").read_text(encoding="utf-8")
-    found: dict[str, str] = yaml.safe_load(text)
+def _own() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "models.yaml").read_text(encoding="utf-8"))
     return found
+
+
+def aliases() -> dict[str, str]:
+    """Short names of models: ours, then the person's own."""
+    found: dict[str, str] = _own()["aliases"]
+    return found | _settings.aliases
 
 
 def resolve_model(wanted: str, providers: Collection[str]) -> str:
@@ -61,29 +107,106 @@ def _nearest(wanted: str, providers: Collection[str]) -> list[str]:
 
 @cache
 def known_models() -> tuple[str, ...]:
-    """The ids that genai-prices knows, with our provider names, and the local ones."""
+    """The ids of the models that are listed somewhere, deprecated ones aside."""
     from genai_prices.data_snapshot import get_snapshot
 
+    ours = {PRICED_AS.get(name, name): name for name in LISTED}
     found = [
-        f"{provider.id}:{model.id}"
+        f"{ours[provider.id]}:{model.id}"
         for provider in get_snapshot().providers
-        if provider.id in ("anthropic", "openai")
+        if provider.id in ours
         for model in provider.models
         if not getattr(model, "deprecated", None)
     ]
     return ("local:test", "local:silent", *found)
 
 
-def cost_usd(model_id: str, usage: Usage) -> float | None:
-    """What a reply cost in USD; None when the price or the usage is not known. Local models cost nothing."""
+def _listed(model_id: str) -> Any:
+    """The entry in genai-prices, or None."""
+    from genai_prices.data_snapshot import get_snapshot
+
     provider, _, model = model_id.partition(":")
-    if provider in FREE:
+    if provider not in LISTED:
+        return None
+    try:
+        return get_snapshot().find_provider_model(model, None, PRICED_AS.get(provider, provider), None)[1]
+    except LookupError:
+        return None
+
+
+def _override(model_id: str) -> ModelSettings:
+    """What the person's settings say of a model; a named endpoint may give its window for all its models."""
+    found = _settings.models.get(model_id, ModelSettings())
+    endpoint = _settings.endpoints.get(model_id.partition(":")[0])
+    if found.context is None and endpoint is not None:
+        found = found.model_copy(update={"context": endpoint.context})
+    return found
+
+
+def _base_price(value: object) -> float | None:
+    """A price per million tokens; of tiered prices the first tier."""
+    if value is None:
+        return None
+    return float(getattr(value, "base", value))  # type: ignore[arg-type]
+
+
+def facts(model_id: str) -> ModelFacts:
+    """What is known of a model, the person's own settings first."""
+    own = _override(model_id)
+    listed = _listed(model_id)
+    prices = None if listed is None else listed.get_prices(datetime.now(UTC))
+    free = model_id.partition(":")[0] in FREE
+
+    def price(mine: float | None, name: str) -> float | None:
+        if mine is not None:
+            return mine
+        return 0.0 if free else _base_price(getattr(prices, name, None))
+
+    return ModelFacts(
+        id=model_id,
+        context=own.context if own.context is not None else getattr(listed, "context_window", None),
+        input_price=price(own.input_price, "input_mtok"),
+        output_price=price(own.output_price, "output_mtok"),
+        cached_price=price(own.cached_price, "cache_read_mtok"),
+        thinks=thinks(model_id),
+    )
+
+
+def thinks(model_id: str) -> bool | None:
+    """Whether a model can be asked to think; None: not known, the endpoint decides."""
+    provider, _, model = model_id.partition(":")
+    rules: Mapping[str, Mapping[str, str]] = _own()["thinking"]
+    for answer, pattern in rules.get(provider, {}).items():
+        if re.search(pattern, model):
+            return str(answer) == "yes"
+    return None
+
+
+def cost_usd(model_id: str, usage: Usage, *, at_home: bool = True) -> float | None:
+    """What a reply cost in USD; None when the price or the usage is not known.
+
+    Args:
+        at_home: the request went to the vendor's own API, so that the listed prices hold. The person's own prices
+            hold anywhere.
+    """
+    if model_id.partition(":")[0] in FREE:
         return 0.0
     if usage.prompt_tokens is None or usage.completion_tokens is None:
         return None
+    own = _override(model_id)
+    if own.input_price is not None and own.output_price is not None:
+        cached = usage.cached_tokens or 0
+        cached_price = own.cached_price if own.cached_price is not None else own.input_price
+        fresh = usage.prompt_tokens - cached
+        return (fresh * own.input_price + cached * cached_price + usage.completion_tokens * own.output_price) / 1e6
+    return _listed_cost(model_id, usage) if at_home else None
+
+
+def _listed_cost(model_id: str, usage: Usage) -> float | None:
     from genai_prices import Usage as PricedUsage
     from genai_prices import calc_price
 
+    provider, _, model = model_id.partition(":")
     try:
         price = calc_price(
             PricedUsage(
@@ -93,7 +216,7 @@ def cost_usd(model_id: str, usage: Usage) -> float | None:
                 cache_write_tokens=usage.cache_write_tokens,
             ),
             model,
-            provider_id=provider,
+            provider_id=PRICED_AS.get(provider, provider),
         )
     except (LookupError, ValueError):
         return None
@@ -103,16 +226,7 @@ def cost_usd(model_id: str, usage: Usage) -> float | None:
 @cache
 def context_window(model_id: str) -> int | None:
     """Tokens a model reads, prompt and reply together; None when not known."""
-    provider, _, model = model_id.partition(":")
-    if provider in FREE:
-        return None
-    from genai_prices.data_snapshot import get_snapshot
-
-    try:
-        _, found = get_snapshot().find_provider_model(model, None, provider, None)
-    except LookupError:
-        return None
-    return found.context_window
+    return facts(model_id).context
 
 
 def price_source() -> str:

@@ -69,6 +69,8 @@ class ConversationSpec(Struct, frozen=True, kw_only=True):
     concurrency: int | None = None
     """Requests to one provider at a time, over all conversations of a process."""
     durability: Literal["message", "strict", "none"] = "message"
+    cache: Literal["off", "on", "shared"] = "off"
+    """`on`: replies of this very draw are reused when it is run again. `shared`: of any draw, in any experiment."""
 
     def agent(self, agent_id: str) -> Agent:
         return next(agent for agent in self.agents if agent.id == agent_id)

@@ -1,13 +1,20 @@
 """Faults of a spec in words: what is wrong, where, and what was probably meant."""
 
 import difflib
-from collections.abc import Iterable
-from typing import Any
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-__all__ = ["explain", "nearest"]
+from pidgin_cli.core.errors import SpecError
+from pidgin_cli.core.types import clean_text
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+__all__ = ["explain", "nearest", "refuse_half_characters"]
 
 
 def nearest(wanted: str, known: Iterable[str]) -> str:
@@ -19,32 +26,93 @@ def nearest(wanted: str, known: Iterable[str]) -> str:
 def explain(error: ValidationError, source: str, text: str = "", model: type[BaseModel] | None = None) -> str:
     """All faults, one to a line, each with its key and, where the YAML text is given, its line."""
     lines = _line_numbers(text) if text else {}
-    keys = sorted(model.model_fields) if model else []
     said = []
-    for fault in error.errors(include_url=False):
-        where = fault["loc"]
+    for fault in _meant(error.errors(include_url=False)):
+        where = tuple(str(part) for part in fault["loc"] if not _BRANCH.fullmatch(str(part)))
         line = next((lines[where[:n]] for n in range(len(where), 0, -1) if where[:n] in lines), None)
         place = f"{source}, line {line}" if line else source
-        key = ".".join(str(part) for part in where)
+        key = ".".join(where)
         if fault["type"] == "extra_forbidden":
-            said.append(f"{place}: unknown key {key!r}.{nearest(str(where[-1]), keys)}")
+            said.append(f"{place}: unknown key {key!r}.{nearest(where[-1], _keys_at(model, where[:-1]))}")
         else:
-            said.append(f"{place}: {key}: {fault['msg'].removeprefix('Value error, ')}")
+            message = fault["msg"].removeprefix("Value error, ")
+            said.append(f"{place}: {key}: {message}" if key else f"{place}: {message}")
     return "\n".join(said)
 
 
-def _line_numbers(text: str) -> dict[tuple[Any, ...], int]:
-    found: dict[tuple[Any, ...], int] = {}
+def refuse_half_characters(data: object, source: str, where: tuple[str, ...] = ()) -> None:
+    """Raise SpecError when a text in `data` is not Unicode, as bytes of another encoding in an argument make it."""
+    if isinstance(data, str):
+        if clean_text(data)[1]:
+            raise SpecError(f"{source}: {'.'.join(where)}: the text is not valid Unicode; write it in UTF-8")
+    elif isinstance(data, Mapping):
+        for key, value in data.items():
+            refuse_half_characters(value, source, (*where, str(key)))
+    elif isinstance(data, list | tuple):
+        for index, value in enumerate(data):
+            refuse_half_characters(value, source, (*where, str(index)))
 
-    def walk(node: yaml.Node | None, path: tuple[Any, ...]) -> None:
+
+_BRANCH = re.compile(r"str|int|bool|literal\[.*\]|[A-Z]\w*Spec")
+"""What pydantic adds to a place to tell the branches of a union apart."""
+
+
+def _meant(faults: "list[ErrorDetails]") -> "list[ErrorDetails]":
+    """Without complaints about the branches of a union that were not meant: a mapping is not taken for a wrong word."""
+    places = [fault["loc"] for fault in faults]
+    meant = []
+    for fault in faults:
+        where = fault["loc"]
+        union = where[:-1]
+        others = sum(place[: len(union)] == union for place in places) > 1
+        if fault["type"] == "too_short" and any(place[: len(where)] == where and place != where for place in places):
+            continue  # it is short of what is wrong with its items
+        if where and _BRANCH.fullmatch(str(where[-1])) and others:
+            wrong = ("string_type", "literal_error") if isinstance(fault["input"], dict) else ("model_type",)
+            if fault["type"] in wrong:
+                continue
+        meant.append(fault)
+    return meant
+
+
+def _keys_at(model: type[BaseModel] | None, where: tuple[str, ...]) -> list[str]:
+    """The keys that are valid at a place of a spec."""
+    models = [model] if model else []
+    for part in where:
+        if not part.isdigit():
+            models = [
+                inner
+                for outer in models
+                if part in outer.model_fields
+                for inner in _models_in(outer.model_fields[part].annotation)
+            ]
+    return sorted({key for found in models for key in found.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_in(part)]
+
+
+def _line_numbers(text: str) -> dict[tuple[str, ...], int]:
+    found: dict[tuple[str, ...], int] = {}
+    walked: set[int] = set()
+
+    def walk(node: yaml.Node | None, path: tuple[str, ...]) -> None:
+        if id(node) in walked:  # an alias
+            return
+        walked.add(id(node))
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
-                found[(*path, key.value)] = key.start_mark.line + 1
-                walk(value, (*path, key.value))
+                place = (*path, str(key.value))
+                found[place] = key.start_mark.line + 1
+                walk(value, place)
         elif isinstance(node, yaml.SequenceNode):
             for index, value in enumerate(node.value):
-                found[(*path, index)] = value.start_mark.line + 1
-                walk(value, (*path, index))
+                place = (*path, str(index))
+                found[place] = value.start_mark.line + 1
+                walk(value, place)
 
     walk(yaml.compose(text, Loader=yaml.SafeLoader), ())
     return found

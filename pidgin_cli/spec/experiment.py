@@ -22,7 +22,7 @@ from .conversation import (
     derive_seed,
     spec_hash,
 )
-from .errors import explain
+from .errors import explain, refuse_half_characters
 
 __all__ = [
     "AgentSpec",
@@ -122,6 +122,15 @@ class ExperimentSpec(_Checked):
     retries: RetrySpec = Field(RetrySpec(), description="How failed requests are tried again")
     concurrency: int | None = Field(None, ge=1, description="Requests to one provider at a time")
     durability: Literal["message", "strict", "none"] = Field("message", description="When the record is synced to disk")
+    cache: Literal["off", "on", "shared"] = Field(
+        "off", description="Reuse replies: of the same draw when it is run again, or `shared` with every experiment"
+    )
+
+    @field_validator("cache", mode="before")
+    @classmethod
+    def _switch(cls, value: object) -> object:
+        # YAML reads a bare on or off as a truth value.
+        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
     @field_validator("agents")
     @classmethod
@@ -151,9 +160,11 @@ class Resolved(NamedTuple):
 def check(data: Mapping[str, Any], source: str = "spec", text: str = "") -> ExperimentSpec:
     """The spec in `data`. Raises SpecError that names every fault, one to a line."""
     try:
-        return ExperimentSpec.model_validate(data)
+        spec = ExperimentSpec.model_validate(data)
     except ValidationError as error:
         raise SpecError(explain(error, source, text, ExperimentSpec)) from None
+    refuse_half_characters(spec.model_dump(), source)
+    return spec
 
 
 def load(path: Path) -> ExperimentSpec:
@@ -258,6 +269,7 @@ def _conversation(spec: ExperimentSpec, repetition: int, arm: str = "") -> Conve
         retries=Retries(**spec.retries.model_dump()),
         concurrency=spec.concurrency,
         durability=spec.durability,
+        cache=spec.cache,
     )
 
 
@@ -268,7 +280,7 @@ def _agent(agent: AgentSpec, arm: str, repetition: int) -> Agent:
         id=agent.id,
         model=agent.model,
         name=agent.name,
-        system_prompt=agent.system_prompt,
+        system_prompt=agent.system_prompt if (agent.system_prompt or "").strip() else None,
         awareness=agent.awareness.name if agent.awareness else None,
         settings=AgentSettings(
             temperature=agent.temperature,
@@ -291,4 +303,16 @@ def experiment_hash(spec: ExperimentSpec) -> str:
 def to_yaml(spec: ExperimentSpec) -> str:
     """The spec as a file that runs as it stands; defaults are left out."""
     data = spec.model_dump(mode="json", exclude_defaults=True)
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Keeps every text as it is: unquoted, YAML takes some characters for plain line breaks."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        return self.represent_scalar(
+            "tag:yaml.org,2002:str", text, '"' if set(text) & set("\x85\u2028\u2029") else None
+        )
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)

@@ -1,0 +1,555 @@
+"""Writes the reference pages from the code, or with --check says which of them no longer fit it."""
+
+import ast
+import dataclasses
+import datetime
+import enum
+import inspect
+import itertools
+import json
+import re
+import sys
+import tempfile
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+import msgspec
+
+from pidgin_cli.cli.app import cli
+from pidgin_cli.conversation import delegates
+from pidgin_cli.core import events
+from pidgin_cli.providers import local, replay
+from pidgin_cli.providers.registry import PROVIDERS
+from pidgin_cli.spec import awareness, experiment
+from pidgin_cli.spec.catalogue import aliases
+
+DOCS = Path(__file__).parent
+MARK = "<!-- Written by `make docs` from the code. Change the code, not this page. -->"
+
+
+# Markdown
+
+
+def _page(title: str, *parts: str) -> str:
+    return "\n\n".join([f"# {title}", MARK, *(part.strip() for part in parts if part.strip())]) + "\n"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [list(head), ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(_cell(text) for text in line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return re.sub(r"(?<!\\)\|", r"\\|", " ".join(text.split()))
+
+
+def _code(text: str, language: str = "") -> str:
+    return f"```{language}\n{text.strip()}\n```"
+
+
+def _anchor(name: str) -> str:
+    return f"[{name}](#{name.lower()})"
+
+
+def _doc(kind: type) -> str:
+    return " ".join(inspect.cleandoc(kind.__doc__ or "").split())
+
+
+def _field_docs(kind: type) -> dict[str, str]:
+    """What stands in a string below each field or member of a class."""
+    return _docs_in(sys.modules[kind.__module__]).get(kind.__name__, {})
+
+
+@cache
+def _docs_in(module: types.ModuleType) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {}
+    for node in ast.parse(inspect.getsource(module)).body:
+        if not isinstance(node, ast.ClassDef):
+            continue
+        texts = found[node.name] = {}
+        for before, after in itertools.pairwise(node.body):
+            target = before.target if isinstance(before, ast.AnnAssign) else None
+            if isinstance(before, ast.Assign) and isinstance(before.targets[0], ast.Name):
+                target = before.targets[0]
+            if isinstance(target, ast.Name) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+                texts[target.id] = inspect.cleandoc(str(after.value.value))
+    return found
+
+
+# Commands
+
+
+COMMANDS_INTRO = """
+`pidgin` and `python -m pidgin_cli` are the same. `-h` or `--help` after any command says what stands here.
+
+Exit status: 0 done; 1 it ran and something failed; 2 the command, or a name in it, was wrong; 130 interrupted.
+"""
+
+
+def commands() -> str:
+    parts = [COMMANDS_INTRO, _help_text(cli.help or "")]
+    for command, context in _walk(cli, click.Context(cli, info_name="pidgin")):
+        parts += [f"## {context.command_path}", _command(command, context)]
+    return _page("Commands", *parts)
+
+
+def _walk(group: click.Group, context: click.Context) -> Iterator[tuple[click.Command, click.Context]]:
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        if command is None or command.hidden:
+            continue
+        inner = click.Context(command, info_name=name, parent=context)
+        if isinstance(command, click.Group):
+            yield from _walk(command, inner)
+        else:
+            yield command, inner
+
+
+def _command(command: click.Command, context: click.Context) -> str:
+    usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
+    records = [
+        record
+        for param in command.get_params(context)
+        if "--help" not in param.opts and (record := param.get_help_record(context)) is not None and record[1]
+    ]
+    options = _table(["option", "meaning"], [(f"`{names}`", text) for names, text in records]) if records else ""
+    return "\n\n".join(part for part in (_code(usage), _help_text(command.help or ""), options) if part)
+
+
+def _help_text(text: str) -> str:
+    """Help as click has it: paragraphs, and after `\\b` lines that stay as they are."""
+    parts = []
+    for paragraph in inspect.cleandoc(text).split("\n\n"):
+        if not paragraph.startswith("\b"):
+            parts.append(" ".join(paragraph.split()))
+            continue
+        title, _, lines = paragraph.removeprefix("\b\n").partition("\n")
+        parts += [title, _code(inspect.cleandoc(lines), "sh")]
+    return "\n\n".join(parts)
+
+
+# Events
+
+
+EVENTS_INTRO = """
+A record is a folder; each conversation in it is a file `conv_<id>_events.jsonl` with one JSON object per line, in
+UTF-8. `experiment_events.jsonl` beside it holds the events of the experiment itself. These always work:
+
+```sh
+tail -f conv_*_events.jsonl
+grep RateLimitEvent conv_*_events.jsonl
+jq -r 'select(.event_type=="MessageCompleteEvent") | "\\(.agent_id): \\(.message.content)"' conv_*_events.jsonl
+```
+
+Every line begins with the envelope. `seq` counts from 0 without gaps in each file. Fields that have nothing to say are
+left out; the last column says what their absence means. Read on past fields and events you do not know: later versions
+add some, and never give one a second meaning. A last line without its end was being written when the process died.
+
+A conversation begins with `ConversationStartEvent`, always line 1, and one `SystemPromptEvent` per agent. A turn is
+`TurnStartEvent`, then for each speaker `MessageRequestEvent`, any trouble on the way, `ThinkingCompleteEvent` if the
+model thought, `MessageCompleteEvent` and `TokenUsageEvent`; then `TurnCompleteEvent`, once all have spoken. The last
+`ConversationEndEvent` counts: a resumed conversation has more than one. Messages count from 0 over the whole
+conversation, turns from 1.
+"""
+
+
+def event_lines() -> str:
+    members = sorted(events.EVENT_TYPES, key=_line_in_source)
+    used = _used_in(members)
+    envelope = {field.name for field in msgspec.structs.fields(events.Event)}
+    parts = [
+        EVENTS_INTRO,
+        f"The schema is version {events.SCHEMA_VERSION}.",
+        "## Envelope",
+        _doc(events.Event),
+        _struct_table(events.Event, first=[("event_type", "string", "One of the names below.", "—")]),
+    ]
+    for kind in members:
+        parts += [f"## {kind.__name__}", _doc(kind), _struct_table(kind, without=envelope)]
+    parts.append("## Values within events")
+    for value in sorted(used, key=lambda kind: issubclass(kind, enum.Enum)):
+        table = _enum_list(value) if issubclass(value, enum.Enum) else _struct_table(value)
+        parts += [f"### {value.__name__}", _doc(value), table]
+    return _page("Event lines", *parts)
+
+
+def _enum_list(kind: type[enum.Enum]) -> str:
+    said = _field_docs(kind)
+    return "\n".join(f"- `{each.value}`{': ' + said[each.name] if each.name in said else ''}" for each in kind)
+
+
+def _line_in_source(kind: type) -> int:
+    return inspect.getsourcelines(kind)[1]
+
+
+def _used_in(kinds: Iterable[type[msgspec.Struct]]) -> list[type[msgspec.Struct] | type[enum.Enum]]:
+    """The structs and enums that stand in the fields of `kinds`, and in theirs."""
+    found: dict[type[msgspec.Struct] | type[enum.Enum], None] = {}
+
+    def walk(hint: Any) -> None:
+        for part in typing.get_args(hint):
+            walk(part)
+        if isinstance(hint, type) and hint not in found and issubclass(hint, msgspec.Struct | enum.Enum):
+            found[hint] = None
+            if issubclass(hint, msgspec.Struct):
+                fields(hint)
+
+    def fields(kind: type[msgspec.Struct]) -> None:
+        for hint in typing.get_type_hints(kind).values():
+            walk(hint)
+
+    for kind in kinds:
+        fields(kind)
+    return list(found)
+
+
+def _struct_table(
+    kind: type[msgspec.Struct],
+    *,
+    without: Iterable[str] = (),
+    first: Sequence[tuple[str, str, str, str]] = (),
+) -> str:
+    hints, docs = typing.get_type_hints(kind), _COMMON | _field_docs(kind)
+    rows = [(f"`{name}`", *rest) for name, *rest in first]
+    rows += [
+        (
+            f"`{field.encode_name}`",
+            _json_type(hints[field.name]),
+            docs.get(field.name, ""),
+            _absent(kind, field),
+        )
+        for field in msgspec.structs.fields(kind)
+        if field.name not in without
+    ]
+    return _table(["field", "type", "meaning", "absent means"], rows) if rows else "It has no fields of its own."
+
+
+def _absent(kind: type[msgspec.Struct], field: "msgspec.structs.FieldInfo") -> str:
+    if field.required or not kind.__struct_config__.omit_defaults or field.name in _STAMPED:
+        return "—"
+    default = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
+    if default is None:
+        return "nothing known"
+    return "all its defaults" if isinstance(default, msgspec.Struct) else f"`{json.dumps(default)}`"
+
+
+_COMMON = {
+    "agent_id": "Whom it is about.",
+    "turn_number": "Counts from 1; 0: before the first turn.",
+    "message_index": "Counts from 0 over the whole conversation.",
+}
+"""Said once for the many events that have them."""
+
+_STAMPED = frozenset({"event_id", "seq", "timestamp", "experiment_id"})
+"""Have defaults in the code, because the log fills them in; in a file they are always there."""
+
+_NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", datetime.datetime: "string (ISO 8601)"}
+
+
+def _json_type(hint: Any) -> str:
+    arguments = typing.get_args(hint)
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_json_type(part) for part in arguments if part is not type(None))
+    if origin is tuple:
+        return f"array of {_json_type(arguments[0])}"
+    if origin is dict:
+        inner = arguments[1]
+        return "object" if inner is Any else f"object of {_json_type(inner)}"
+    if isinstance(hint, type) and issubclass(hint, msgspec.Struct | enum.Enum):
+        return _anchor(hint.__name__)
+    return _NAMES[hint]
+
+
+# Spec
+
+SPEC_EXAMPLE = """
+name: two openings
+agents:
+  - id: a
+    model: claude
+    temperature: 0.7
+    awareness: basic
+  - id: b
+    model: local:test?words=40
+    system_prompt: You answer in one sentence.
+prompt: What would you like to find out?
+max_turns: 20
+seed: 7
+context: window
+"""
+
+SPEC_INTRO = """
+A spec is YAML. Every record holds the one it was made from as `spec.yaml`, with aliases, presets, files and the seed
+written out, so that it runs the same anywhere and later. A key that does not exist is an error that names the line and
+the nearest key that does. A key that is left out has its default; what has no default is not sent to the model.
+"""
+
+
+def spec() -> str:
+    import yaml
+
+    experiment.resolve(experiment.check(yaml.safe_load(SPEC_EXAMPLE)), PROVIDERS)
+    schema = experiment.ExperimentSpec.model_json_schema()
+    parts = [SPEC_INTRO, _code(SPEC_EXAMPLE, "yaml"), "## The experiment", _schema_table(schema)]
+    for name, definition in _in_order(schema):
+        parts += [f"## {name}", definition["description"], _schema_table(definition)]
+    return _page("Spec", *parts)
+
+
+def _in_order(schema: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The definitions in the order in which the experiment refers to them."""
+    found: dict[str, dict[str, Any]] = {}
+
+    def walk(node: Any) -> None:
+        if isinstance(node, dict):
+            if "$ref" in node:
+                name = node["$ref"].rpartition("/")[2]
+                if name not in found:
+                    found[name] = schema["$defs"][name]
+                    walk(found[name])
+            for value in node.values():
+                walk(value)
+        elif isinstance(node, list):
+            for value in node:
+                walk(value)
+
+    walk(schema["properties"])
+    return list(found.items())
+
+
+def _schema_table(definition: dict[str, Any]) -> str:
+    required = definition.get("required", [])
+    rows = [
+        (f"`{key}`", _spec_type(node), _spec_default(key, node, required), node.get("description", ""))
+        for key, node in definition["properties"].items()
+    ]
+    return _table(["key", "value", "default", "meaning"], rows)
+
+
+def _spec_default(key: str, node: dict[str, Any], required: list[str]) -> str:
+    if key in required:
+        return "must be given"
+    default = node.get("default")
+    if default is None:
+        return "none"
+    if isinstance(default, dict):
+        references = [part["$ref"].rpartition("/")[2] for part in [node, *node.get("anyOf", [])] if "$ref" in part]
+        return f"see {_anchor(references[0])}" if references else "empty"
+    return "empty" if default in ("", [], {}) else f"`{json.dumps(default, ensure_ascii=False)}`"
+
+
+_SPEC_NAMES = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false"}
+_LIMITS = {
+    "minimum": "at least {}",
+    "exclusiveMinimum": "above {}",
+    "maximum": "at most {}",
+    "exclusiveMaximum": "below {}",
+    "minLength": "at least {} characters",
+    "maxLength": "at most {} characters",
+    "minItems": "at least {}",
+    "maxItems": "at most {}",
+    "pattern": "matches `{}`",
+}
+
+
+def _spec_type(node: dict[str, Any]) -> str:
+    if "$ref" in node:
+        return _anchor(node["$ref"].rpartition("/")[2])
+    if "anyOf" in node:
+        return " or ".join(_spec_type(part) for part in node["anyOf"] if part.get("type") != "null")
+    if "enum" in node:
+        return ", ".join(f"`{value}`" for value in node["enum"])
+    if "const" in node:
+        return f"`{node['const']}`"
+    limits = [
+        text.format(node[name])
+        for name, text in _LIMITS.items()
+        if name in node and (name, node[name]) != ("minLength", 1)
+    ]
+    kind = node.get("type", "")
+    if kind == "array":
+        items = node.get("items") or {}
+        base = f"list of {_spec_type(items)}" if items else "list"
+    elif kind == "object":
+        inner = node.get("additionalProperties")
+        base = f"mapping to {_spec_type(inner)}" if isinstance(inner, dict) and inner else "mapping"
+    else:
+        base = _SPEC_NAMES.get(kind, "any value")
+    return ", ".join([base, *limits])
+
+
+# Models
+
+MODELS_INTRO = """
+A model is named `provider:model`, or by a short name. Any model name of a known provider is taken: the provider itself
+decides. Prices and context windows come from the package genai-prices, which carries its data with it; for models it
+does not know, cost is absent and no context limit is watched.
+"""
+
+
+PROVIDERS_NOTE = """
+The key and the address are environment variables. Where the address leads away from the vendor, the key may be left
+out: servers of one's own rarely want one.
+"""
+
+
+def models() -> str:
+    providers = [
+        (
+            f"`{info.name}`",
+            " or ".join(f"`{name}`" for name in info.key_env) or "none",
+            (f"`{info.base_url_env}`" if info.base_url_env else "—")
+            + (f", `{info.base_url}`" if info.base_url else ""),
+            f"`{info.sdk}`" if info.sdk else "—",
+            info.system_placement,
+        )
+        for info in PROVIDERS.values()
+    ]
+    return _page(
+        "Models",
+        MODELS_INTRO,
+        "## Providers",
+        _table(["provider", "key", "address, where it leads unless set", "SDK", "system prompt as"], providers),
+        PROVIDERS_NOTE,
+        "## Short names",
+        _table(["name", "stands for"], [(f"`{name}`", f"`{model}`") for name, model in aliases().items()]),
+        "## Local models",
+        inspect.getdoc(local) or "",
+        "## Recorded models",
+        inspect.getdoc(replay) or "",
+    )
+
+
+# Delegates
+
+
+def delegate_page() -> str:
+    parts = [inspect.getdoc(delegates) or "", "`register` takes:"]
+    parts.append(_code(inspect.getdoc(delegates.DelegateManager.register) or ""))
+    for title, kinds in (("Notifications", delegates.NOTIFICATIONS), ("Controls", delegates.CONTROLS)):
+        parts.append(f"## {title}")
+        for name, kind in kinds.items():
+            hints = typing.get_type_hints(kind)
+            rows = [
+                (f"`{field.name}`", f"`{_annotation(hints[field.name])}`", _field_docs(kind).get(field.name, ""))
+                for field in dataclasses.fields(kind)  # type: ignore[arg-type]
+            ]
+            parts += [f"### {name}", _doc(kind), _table(["payload", "type", "meaning"], rows)]
+    return _page("Delegates", *parts)
+
+
+def _annotation(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+
+
+# Awareness
+
+AWARENESS_EXAMPLE = """
+name: slow reveal
+base: basic
+prompts:
+  0:
+    both: Take your time.
+  3:
+    agent_a: Your partner has just learned that this is an experiment.
+  6:
+    both: Four turns are left.
+"""
+
+AWARENESS_INTRO = """
+What an agent is told about its situation. `-w` (`--awareness`) gives all agents the same, `--awareness-a` one of them;
+in a spec it is the key `awareness` of an agent. The value is a preset or a YAML file. What an agent is told, nobody
+else sees.
+"""
+
+AWARENESS_PRESETS = """
+A preset is a system prompt. The words after `$` are filled in for each agent: its own model, its partners' models, and
+singular or plural. Below each is the text that agent a reads in a conversation of `claude-x` with `gpt-y`.
+"""
+
+AWARENESS_FILE = """
+A file puts texts into the conversation at given turns. `base` is the preset that the system prompt comes from (`none`
+without it). `prompts` maps a turn to who is told what: `both` or `all` for every agent, or one agent by its id (`b` or
+`agent_b`). Turns count from 1; 0 is with the opening. `name` stands in the record; without it the file's name does.
+"""
+
+AWARENESS_RULES = """
+Each text stands before the agent's next words, from the start of that turn on and for good, as text from outside with
+the prompt tag (`[HUMAN]: …` unless changed), in the same way for every provider, so that arms can be compared. It is an
+`InterventionEvent` in the record, with the source `awareness:<name>`.
+
+A file given with `--awareness-a` serves agent a only: its texts for others are passed over, and a notice says so. An id
+that no agent has, a missing file and a bad one are errors before anything starts.
+"""
+
+
+def awareness_page() -> str:
+    seats = [awareness.Seat("a", "anthropic:claude-x", "claude-x"), awareness.Seat("b", "openai:gpt-y", "gpt-y")]
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "slow.yaml"
+        path.write_text(AWARENESS_EXAMPLE, encoding="utf-8")
+        awareness.load_awareness(str(path), seats)
+    parts = [AWARENESS_INTRO, "## Presets", AWARENESS_PRESETS]
+    for preset in awareness.PRESETS:
+        names = [f"`{name}`" for name, target in awareness.ALIASES.items() if target == preset]
+        also = f" (also {', '.join(names)})" if names else ""
+        text = awareness.preset_text(preset)
+        parts += [f"### {preset}{also}"]
+        if not text:
+            parts.append("No system prompt.")
+            continue
+        parts.append(_code(text, "text"))
+        read = awareness.system_prompt(preset, seats[0], seats)
+        if read != text:
+            parts.append(f"> {read}")
+    parts += ["## Files", AWARENESS_FILE, _code(AWARENESS_EXAMPLE, "yaml"), AWARENESS_RULES]
+    return _page("Awareness", *parts)
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "reference/commands.md": commands,
+    "reference/events.md": event_lines,
+    "reference/spec.md": spec,
+    "reference/models.md": models,
+    "reference/delegates.md": delegate_page,
+    "awareness.md": awareness_page,
+}
+
+
+def stale() -> list[str]:
+    """The pages that are not what the code says, and those in `reference/` that nothing writes any more."""
+    found = []
+    for name, write in PAGES.items():
+        path = DOCS / name
+        if not path.exists() or path.read_text(encoding="utf-8") != write():
+            found.append(name)
+    orphans = {f"reference/{path.name}" for path in (DOCS / "reference").glob("*.md")} - PAGES.keys()
+    return found + sorted(orphans)
+
+
+def main(args: Sequence[str]) -> int:
+    """Write all pages, or check them. Gives the exit status."""
+    if args == ["--check"]:
+        if pages := stale():
+            print(f"not in step with the code: {', '.join(pages)}; run `make docs`")
+        return 1 if pages else 0
+    if args:
+        print("usage: docs/generate.py [--check]", file=sys.stderr)
+        return 2
+    for name, write in PAGES.items():
+        path = DOCS / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(write(), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,212 @@
+"""`models`, `keys` and `config`: what can be asked, and with what."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pidgin_cli.core.errors import PidginError, SpecError
+from pidgin_cli.core.types import Timeouts
+from pidgin_cli.monitor.text import visible
+from pidgin_cli.providers.keys import remove_key, store_key, stored_key
+from pidgin_cli.providers.registry import PROVIDERS, ProviderPool, missing_key
+from pidgin_cli.spec.catalogue import ModelFacts, aliases, facts, known_models
+from pidgin_cli.spec.settings import Settings, config_folder, load_settings
+
+__all__ = ["list_keys", "list_models", "remove_keys", "set_key", "show_config"]
+
+PIPED_WIDTH = 400
+
+
+def _console() -> Console:
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = PIPED_WIDTH
+    return console
+
+
+def list_models(
+    query: str | None, provider: str | None, *, everything: bool, remote: bool, loaded: bool, as_json: bool
+) -> None:
+    """Print the models that fit, with what is known of each.
+
+    Without a query: those with a short name. `remote` asks the provider what it serves; `loaded` asks Ollama what it
+    holds in memory.
+    """
+    if provider is not None and provider not in PROVIDERS:
+        raise SpecError(f"no provider {provider!r}; there are {', '.join(PROVIDERS)}")
+    if loaded:
+        _list_loaded(as_json=as_json)
+        return
+    by_model: dict[str, list[str]] = {}
+    for alias, model in aliases().items():
+        by_model.setdefault(model, []).append(alias)
+    if remote:
+        ids = asyncio.run(_remote(provider))
+    elif query is None and provider is None and not everything:
+        ids = list(by_model)
+    else:
+        ids = list(dict.fromkeys([*by_model, *known_models()]))
+    if provider is not None:
+        ids = [model for model in ids if model.partition(":")[0] == provider]
+    if query is not None:
+        wanted = query.lower()
+        ids = [m for m in ids if wanted in m.lower() or any(wanted in a for a in by_model.get(m, ()))]
+    found = [facts(model) for model in ids]
+    if as_json:
+        rows = [
+            msgspec.to_builtins(fact) | {"aliases": by_model.get(fact.id, []), "key": _key_state(fact.id)}
+            for fact in found
+        ]
+        click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=2))
+        return
+    if not found:
+        raise SpecError("no model fits; see all with: pidgin models --all (any PROVIDER:MODEL is taken as it is)")
+    _print_models(found, by_model)
+
+
+def _key_state(model_id: str) -> bool | None:
+    """Whether the key of a model's provider is there; None where none is needed."""
+    info = PROVIDERS[model_id.partition(":")[0]]
+    if not info.key_env:
+        return None
+    if any(os.environ.get(name) for name in info.key_env):
+        return True
+    return None if missing_key(info) is None else False
+
+
+def _print_models(found: Iterable[ModelFacts], by_model: dict[str, list[str]]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("model", no_wrap=True)
+    table.add_column("short", no_wrap=True)
+    for column in ("context", "$/M in", "$/M out"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for column in ("thinks", "key"):
+        table.add_column(column, no_wrap=True)
+    for fact in found:
+        key = _key_state(fact.id)
+        table.add_row(
+            visible(fact.id),
+            ", ".join(by_model.get(fact.id, ())),
+            "?" if fact.context is None else f"{fact.context:,}",
+            *(_price(price) for price in (fact.input_price, fact.output_price)),
+            {True: "yes", False: "no", None: "?"}[fact.thinks],
+            {True: Text("✓", "green"), False: Text("missing", "yellow"), None: Text("-", "dim")}[key],
+        )
+    _console().print(table)
+
+
+def _price(price: float | None) -> str:
+    return "?" if price is None else f"{price:g}"
+
+
+async def _remote(provider: str | None) -> list[str]:
+    if provider is None:
+        raise SpecError("--remote asks one provider: name it with --provider")
+    info = PROVIDERS[provider]
+    pool = ProviderPool()
+    try:
+        adapter: Any = pool.adapter(f"{provider}:any", Timeouts())
+        if not hasattr(adapter, "served_models"):
+            raise SpecError(f"{provider} cannot be asked what it serves")
+        return [f"{info.name}:{name}" for name in await adapter.served_models()]
+    finally:
+        await pool.aclose()
+
+
+def _list_loaded(*, as_json: bool) -> None:
+    from pidgin_cli.providers.residency import loaded_models
+
+    found = asyncio.run(loaded_models())
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2))
+        return
+    if not found:
+        click.echo("Ollama holds no model in memory")
+        return
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("model", "memory", "of it on the GPU", "until"):
+        table.add_column(column, no_wrap=True)
+    for model in found:
+        share = "?" if model.vram_share is None else f"{model.vram_share:.0%}"
+        size = f"{model.size_bytes / 1e9:.1f} GB"
+        until = "?" if model.expires_at is None else f"{model.expires_at.astimezone():%H:%M:%S}"
+        table.add_row(visible(model.name), size, share, until)
+    _console().print(table)
+
+
+# Keys
+
+
+def _variable(provider: str) -> str:
+    if provider not in PROVIDERS:
+        with_keys = ", ".join(name for name, known in PROVIDERS.items() if known.key_env)
+        raise SpecError(f"no provider {provider!r}; there are {with_keys}")
+    info = PROVIDERS[provider]
+    if not info.key_env:
+        raise SpecError(f"{provider} needs no key")
+    return info.key_env[0]
+
+
+def set_key(provider: str) -> None:
+    """Ask for a key (or read it from a pipe) and keep it in the keyring."""
+    variable = _variable(provider)
+    if sys.stdin.isatty():
+        value = click.prompt(f"{variable}", hide_input=True, default="", show_default=False)
+    else:
+        value = sys.stdin.readline()
+    value = value.strip()
+    if not value:
+        raise SpecError("no key was given; nothing has changed")
+    store_key(variable, value)
+    click.echo(f"kept as {variable} in the keyring")
+
+
+def list_keys(*, as_json: bool) -> None:
+    """Print which keys are there, and where; never the keys."""
+    rows = []
+    for info in PROVIDERS.values():
+        if not info.key_env:
+            continue
+        where = next((name for name in info.key_env if os.environ.get(name)), None)
+        source = "environment" if where else None
+        if where is None:
+            try:
+                where = next((name for name in info.key_env if stored_key(name)), None)
+                source = "keyring" if where else None
+            except PidginError:
+                pass
+        rows.append({"provider": info.name, "variable": where or info.key_env[0], "source": source})
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=2))
+        return
+    for row in rows:
+        click.echo(f"{row['provider']:<12} {row['variable']:<22} {row['source'] or '-'}")
+
+
+def remove_keys(provider: str) -> None:
+    """Forget a provider's key."""
+    variable = _variable(provider)
+    click.echo(f"removed {variable}" if remove_key(variable) else f"the keyring holds no {variable}")
+
+
+# Settings
+
+
+def show_config(*, as_json: bool) -> None:
+    """Print where the settings are and what they say."""
+    settings: Settings = load_settings()
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode([settings.model_dump(mode="json")]), indent=2))
+        return
+    path = config_folder() / "config.toml"
+    click.echo(f"{path}{'' if path.exists() else ' (not there yet)'}")
+    if path.exists():
+        click.echo(path.read_text(encoding="utf-8").rstrip())

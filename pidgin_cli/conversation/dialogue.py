@@ -1,0 +1,230 @@
+"""One model, one prompt: the small public face of everything that asks models.
+
+dialogue = Dialogue("claude", cache=True)
+async for event in dialogue.process_stream("Why is the sky blue?"):
+    match event:
+        case TokenEvent(text=text): print(text, end="")
+        case CompleteEvent(metrics=metrics): print(metrics.tokens)
+        case ErrorEvent(message=message): print(message)
+await dialogue.aclose()
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import psutil
+
+from pidgin_cli.core.errors import ProviderError, ProviderUnavailable
+from pidgin_cli.core.events import Event
+from pidgin_cli.core.types import AgentSettings, Message, ModelRequest, ResponseFold, Retries, Role, TextDelta, Timeouts
+from pidgin_cli.providers.base import Provider
+from pidgin_cli.providers.cache import Cached, ResponseCache
+from pidgin_cli.providers.registry import (
+    PROVIDERS,
+    ProviderPool,
+    address,
+    at_home,
+    effective_parameters,
+    split_model,
+)
+from pidgin_cli.providers.wrappers import RetryPolicy
+from pidgin_cli.spec.catalogue import cost_usd, resolve_model
+
+__all__ = ["CompleteEvent", "Dialogue", "DialogueEvent", "DialogueMetrics", "ErrorEvent", "TokenEvent"]
+
+
+@dataclass(frozen=True)
+class DialogueMetrics:
+    """Of one reply. Times in seconds; None: not known."""
+
+    ttft: float | None
+    """Request to first piece."""
+    total_time: float
+    """Request to last byte, retries included."""
+    tokens: int | None
+    """Of the reply, as the provider counted them."""
+    tokens_per_second: float | None
+    cost_usd: float | None
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """A piece of the reply, as it arrives."""
+
+    text: str
+    type: Literal["token"] = "token"
+
+
+@dataclass(frozen=True)
+class CompleteEvent:
+    """The whole reply. The last event, unless an error is."""
+
+    response: str
+    from_cache: bool
+    metrics: DialogueMetrics
+    thinking: str = ""
+    type: Literal["complete"] = "complete"
+
+
+@dataclass(frozen=True)
+class ErrorEvent:
+    """There will be no reply; `error` is the class of `core.errors`. Tokens that came before are void."""
+
+    error: str
+    message: str
+    type: Literal["error"] = "error"
+
+
+DialogueEvent = TokenEvent | CompleteEvent | ErrorEvent
+
+
+class Dialogue:
+    """Asks models single questions, with retries, time-outs and, if wanted, the response cache."""
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        system: str | None = None,
+        settings: AgentSettings | None = None,
+        cache: bool | ResponseCache = False,
+        timeouts: Timeouts | None = None,
+        retries: Retries | None = None,
+        pool: ProviderPool | None = None,
+    ) -> None:
+        """
+        Args:
+            model: an alias or `provider:model`; may also be given with each prompt.
+            cache: answer equal requests from the cache, which all processes of this user share.
+        """
+        self._model = model
+        self._system = system
+        self._settings = settings or AgentSettings()
+        self._cache = cache if isinstance(cache, ResponseCache) else ResponseCache() if cache else None
+        self._timeouts = timeouts or Timeouts()
+        self._retries = retries or Retries()
+        self._pool = pool or ProviderPool()
+
+    async def process_stream(self, prompt: str, model: str | None = None) -> AsyncIterator[DialogueEvent]:
+        """Ask, and yield tokens, then one `CompleteEvent` or `ErrorEvent`.
+
+        Raises:
+            SpecError: no model, or an unknown one.
+        """
+        model_id = resolve_model(model or self._model or "", PROVIDERS)
+        await self._pool.warm_up([model_id])
+        request = ModelRequest(
+            model=split_model(model_id)[1],
+            messages=(Message(role=Role.USER, content=prompt),),
+            system=self._system,
+            settings=self._settings,
+            agent_id="a",
+        )
+        provider = self._provider(model_id, request)
+        clock = asyncio.get_running_loop().time
+        began = clock()
+        fold = ResponseFold()
+        try:
+            async with aclosing(provider.stream_response(request)) as deltas:  # type: ignore[type-var]
+                async for delta in deltas:
+                    fold.add(delta)
+                    if isinstance(delta, TextDelta):
+                        yield TokenEvent(delta.text)
+            if fold.finish is None:
+                raise ProviderUnavailable("the stream ended before the reply was whole")
+        except ProviderError as error:
+            yield ErrorEvent(type(error).__name__, str(error))
+            return
+        yield self._complete(model_id, fold, clock() - began)
+
+    def _provider(self, model_id: str, request: ModelRequest) -> Provider:
+        info, _ = split_model(model_id)
+        policy = RetryPolicy(self._retries, info.name, _unrecorded, asyncio.sleep)
+        provider = self._pool.provider(model_id, self._timeouts, policy)
+        if self._cache is None:
+            return provider
+        adapter = self._pool.adapter(model_id, self._timeouts)
+        return Cached(
+            provider,
+            self._cache,
+            provider=info.name,
+            base_url=address(info) or "",
+            parameters=effective_parameters(adapter, request),
+            draw=None,
+        )
+
+    def _complete(self, model_id: str, fold: ResponseFold, took_s: float) -> CompleteEvent:
+        response = fold.response()
+        timing = response.finish.timing
+        cached = response.finish.cached
+        home = at_home(split_model(model_id)[0])
+        return CompleteEvent(
+            response=response.message.content,
+            from_cache=cached,
+            metrics=DialogueMetrics(
+                ttft=None if timing is None or timing.ttft_ms is None else timing.ttft_ms / 1000,
+                total_time=took_s,
+                tokens=response.usage.completion_tokens,
+                tokens_per_second=None if timing is None else timing.tokens_per_s,
+                cost_usd=0.0 if cached else cost_usd(model_id, response.usage, at_home=home),
+            ),
+            thinking="\n\n".join(block.text for block in response.message.thinking if block.text),
+        )
+
+    async def process(self, prompt: str, model: str | None = None) -> CompleteEvent:
+        """Ask, and return the whole reply.
+
+        Raises:
+            SpecError: no model, or an unknown one.
+            ProviderError: the model could not be asked, or did not answer whole.
+        """
+        async with aclosing(self.process_stream(prompt, model)) as events:  # type: ignore[type-var]
+            async for event in events:
+                if isinstance(event, CompleteEvent):
+                    return event
+                if isinstance(event, ErrorEvent):
+                    raise _error(event)
+        raise AssertionError("unreachable: every stream ends with one of the two")
+
+    def cache_stats(self) -> Mapping[str, Any]:
+        """What the cache holds and what came from it; empty without a cache."""
+        if self._cache is None:
+            return {}
+        stats = self._cache.stats()
+        return {name: getattr(stats, name) for name in stats.__struct_fields__}
+
+    def memory_stats(self) -> Mapping[str, int]:
+        """Memory in bytes: of this process, and free on this machine."""
+        return {
+            "process_bytes": psutil.Process().memory_info().rss,
+            "available_bytes": psutil.virtual_memory().available,
+        }
+
+    async def aclose(self) -> None:
+        """Close connections and cache."""
+        await self._pool.aclose()
+        if self._cache is not None:
+            self._cache.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+def _unrecorded(_: Event) -> None:
+    """A single question has no record to report to."""
+
+
+def _error(event: ErrorEvent) -> ProviderError:
+    from pidgin_cli.core import errors
+
+    kind = getattr(errors, event.error, ProviderError)
+    return kind(event.message) if issubclass(kind, ProviderError) else ProviderError(event.message)

@@ -1,0 +1,157 @@
+"""OpenAI's Responses API, for the models that do not serve chat completions, through the official SDK.
+
+Nothing is stored at OpenAI, so every request carries the whole conversation, as with chat completions.
+"""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import Any
+
+import openai as sdk
+from openai.types.responses import Response, ResponseStreamEvent, ResponseUsage
+
+from pidgin_cli.core.types import (
+    Delta,
+    Finish,
+    FinishReason,
+    Message,
+    ModelRequest,
+    TextDelta,
+    ThinkingDelta,
+    ToolCallDelta,
+    Usage,
+    UsageDelta,
+)
+
+from .openai import INFO, OpenAIProvider
+from .registry import needs_responses
+from .wire import unfinished
+
+__all__ = ["ResponsesProvider", "needs_responses"]
+
+
+INCOMPLETE = {"max_output_tokens": FinishReason.LENGTH, "content_filter": FinishReason.CONTENT_FILTER}
+
+
+class ResponsesProvider(OpenAIProvider):
+    """Asks GPT through the Responses API. Key and address are those of `OpenAIProvider`."""
+
+    def effective_parameters(self, request: ModelRequest) -> dict[str, Any]:
+        """What is sent besides model and text, under the API's own names.
+
+        The API has no name for a thinking budget. It takes neither `stop` nor `seed`, and says so when it gets them.
+        """
+        settings = request.settings
+        parameters: dict[str, Any] = {"store": False}
+        for name, theirs in (
+            ("temperature", "temperature"),
+            ("top_p", "top_p"),
+            ("max_tokens", "max_output_tokens"),
+            ("seed", "seed"),
+        ):
+            if (value := getattr(settings, name)) is not None:
+                parameters[theirs] = value
+        if settings.stop is not None:
+            parameters["stop"] = list(settings.stop)
+        if settings.think is False:
+            parameters["reasoning"] = {"effort": "none"}
+        elif settings.effort is not None or settings.think:
+            # The models that are only here always think, each with an effort of its own; others have to be told.
+            effort = settings.effort or (None if needs_responses(request.model) else "medium")
+            parameters["reasoning"] = {"summary": "auto"} | ({"effort": effort} if effort else {})
+        return parameters
+
+    async def stream_response(self, request: ModelRequest) -> AsyncIterator[Delta]:
+        parameters = self.effective_parameters(request)
+        extra = {name: parameters.pop(name) for name in ("stop", "seed") if name in parameters}
+        with self._translating():
+            stream = await self._client.responses.create(
+                model=request.model,
+                instructions=request.system or sdk.omit,
+                input=_items(request.messages),
+                stream=True,
+                extra_body=extra or None,
+                **parameters,
+            )
+            async with stream, aclosing(_deltas(stream)) as deltas:
+                async for delta in deltas:
+                    yield delta
+
+
+def _items(messages: Sequence[Message]) -> list[Any]:
+    sent: list[Any] = []
+    for message in messages:
+        if (result := message.tool_result) is not None:
+            sent.append({"type": "function_call_output", "call_id": result.call_id, "output": result.content})
+            continue
+        if message.content.strip() or not message.tool_calls:
+            sent.append({"role": str(message.role), "content": message.content})
+        sent += (
+            {"type": "function_call", "call_id": call.id, "name": call.name, "arguments": call.arguments or "{}"}
+            for call in message.tool_calls
+        )
+    return sent
+
+
+async def _deltas(stream: sdk.AsyncStream[ResponseStreamEvent]) -> AsyncGenerator[Delta]:
+    response: Response | None = None
+    summary: tuple[int, int] | None = None
+    called = refused = False
+    async for event in stream:
+        match event.type:
+            case "response.output_text.delta":
+                yield TextDelta(event.delta)
+            case "response.refusal.delta":
+                refused = True
+                yield TextDelta(event.delta)
+            case "response.reasoning_summary_text.delta":
+                # A summary comes in parts, with nothing in between.
+                part = (event.output_index, event.summary_index)
+                yield ThinkingDelta(event.delta if summary in (None, part) else f"\n\n{event.delta}")
+                summary = part
+            case "response.reasoning_text.delta":
+                yield ThinkingDelta(event.delta)
+            case "response.output_item.added" if event.item.type == "function_call":
+                called = True
+                call = event.item
+                yield ToolCallDelta(event.output_index, id=call.call_id, name=call.name, arguments=call.arguments)
+            case "response.function_call_arguments.delta":
+                yield ToolCallDelta(event.output_index, arguments=event.delta)
+            case "response.completed" | "response.incomplete":
+                response = event.response
+                if response.usage is not None:
+                    yield UsageDelta(_usage(response.usage))
+            case "response.failed":
+                error = event.response.error
+                raise _error(stream, error.message, error.code) if error else _error(stream, None, None)
+            case "error":
+                raise _error(stream, event.message, event.code)
+    if response is None:
+        raise unfinished(stream.response.headers, INFO.name)
+    reason = FinishReason.TOOL_CALLS if called else FinishReason.REFUSAL if refused else FinishReason.STOP
+    if response.status == "incomplete":
+        details = response.incomplete_details
+        reason = INCOMPLETE.get((details and details.reason) or "", FinishReason.UNKNOWN)
+    yield Finish(
+        reason=reason,
+        model=response.model,
+        request_id=stream.response.headers.get("x-request-id") or response.id,
+    )
+
+
+def _error(stream: sdk.AsyncStream[Any], message: str | None, code: str | None) -> sdk.APIError:
+    """An error that came as an event, as the SDK raises those of chat completions."""
+    message = message or "the reply failed"
+    return sdk.APIError(message, stream.response.request, body={"message": message, "code": code})
+
+
+def _usage(reported: ResponseUsage) -> Usage:
+    # Compatible servers leave the details out, whatever the SDK's types say.
+    read, written = reported.input_tokens_details, reported.output_tokens_details
+    return Usage(
+        prompt_tokens=reported.input_tokens,
+        completion_tokens=reported.output_tokens,
+        thinking_tokens=getattr(written, "reasoning_tokens", None),
+        cached_tokens=getattr(read, "cached_tokens", None),
+        cache_write_tokens=getattr(read, "cache_write_tokens", None),
+    )
