@@ -19,6 +19,7 @@ from support import (
     converse,
     elsewhere,
     experiment,
+    go_on,
     messages,
     of_type,
     texts,
@@ -32,10 +33,13 @@ from pidgin_cli.core.events import (
     ConversationPausedEvent,
     ConversationResumedEvent,
     ConversationStartEvent,
+    ErrorEvent,
+    Event,
     InterventionEvent,
     MessageAbandonedEvent,
     MessageCompleteEvent,
     MessageRequestEvent,
+    TurnCompleteEvent,
     TurnStartEvent,
 )
 from pidgin_cli.core.types import EndReason, Finish, Status, TextDelta
@@ -700,3 +704,47 @@ def test_the_catalogue_is_the_declared_one() -> None:
     } == set(NOTIFICATIONS)
     assert set(CONTROLS) == {"ai_loop_request_pause", "ai_loop_request_stop"}
     assert all(kind.__doc__ and dataclasses.is_dataclass(kind) for kind in (NOTIFICATIONS | CONTROLS).values())
+
+
+async def test_words_put_in_just_before_a_stop_reach_the_agent_later(tmp_path: Path) -> None:
+    """What a person said last is recorded although no turn is open, and is before its addressee's next reply."""
+
+    def stop_after_first_turn(conductor: Conductor) -> None:
+        def heard(_: Event) -> None:
+            conductor.control.inject("one last thing", ("b",))
+            conductor.control.stop()
+
+        conductor.bus.subscribe(heard, TurnCompleteEvent)
+
+    run = await converse(tmp_path, experiment(*TWO), watch=stop_after_first_turn)
+    (said,) = of_type(run.events, InterventionEvent)
+    assert (said.text, said.audience, said.turn_number) == ("one last thing", ("b",), 2)
+    prompts: dict[str, list[str]] = {"a": [], "b": []}
+
+    def look(conductor: Conductor) -> None:
+        def asked(event: Event) -> None:
+            assert isinstance(event, MessageRequestEvent)
+            if event.turn_number == 2:
+                prompts[event.agent_id] += [m.content for m in conductor.progress.views[event.agent_id].sent().messages]
+
+        conductor.bus.subscribe(asked, MessageRequestEvent)
+
+    again = await go_on(run.root, run.folder, watch=look)
+    assert len(of_type(again.events, InterventionEvent)) == 1
+    assert prompts["b"][-1].endswith("[HUMAN]: one last thing")
+    assert not any("one last thing" in text for text in prompts["a"])
+
+
+async def test_a_live_display_that_fails_is_reported_and_left_out(tmp_path: Path) -> None:
+    """The talk goes on to its end without it."""
+    calls: list[str] = []
+
+    def broken(agent_id: str, _: object) -> None:
+        calls.append(agent_id)
+        raise RuntimeError("the screen is gone")
+
+    run = await converse(tmp_path, experiment(*TWO), live=broken)
+    assert run.outcome is not None
+    assert run.outcome.status is Status.COMPLETED
+    assert [event.where for event in of_type(run.events, ErrorEvent)] == ["live display"]
+    assert calls == ["a"]

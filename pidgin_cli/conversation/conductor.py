@@ -8,6 +8,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from contextlib import aclosing
+from functools import cache
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -217,6 +218,8 @@ class Conductor:
             self._publish(ErrorEvent(error=type(error).__name__, message=str(error), where="conductor"))
             outcome = Outcome(Status.FAILED, EndReason.HARNESS_ERROR, f"{type(error).__name__}: {error}")
         self.control.detach()  # from here on there is nothing left to stop
+        if outcome.status is Status.STOPPED:
+            self._inject_from_outside()  # what somebody said last is there when the conversation goes on
         self._finish(outcome)
         await self._log.commit()
         return outcome
@@ -326,7 +329,7 @@ class Conductor:
         spec = self.spec
         return ConversationStartEvent(
             schema_version=SCHEMA_VERSION,
-            pidgin_version=version("pidgin-cli"),
+            pidgin_version=_own_version(),
             spec=spec.to_json(),
             spec_hash=self._spec_hash,
             agents=spec.agents,
@@ -403,7 +406,8 @@ class Conductor:
     def _inject_from_outside(self) -> None:
         for item in self.control.take_injected():
             audience = tuple(agent.id for agent in self.spec.agents) if item.audience is None else item.audience
-            self._intervene(item.text, audience, item.source, self.progress.turn)
+            turn = self.progress.turn if self.progress.turn_open else self.progress.turn + 1
+            self._intervene(item.text, audience, item.source, turn)
 
     def _intervene(self, text: str, audience: tuple[str, ...], source: str, turn: int) -> None:
         self._publish(
@@ -544,7 +548,7 @@ class Conductor:
 
     async def _ask(self, seat: _Seat, request: ModelRequest) -> ModelResponse:
         """The whole reply. Attempts that died half-way are recorded as abandoned and never joined."""
-        live = self._live if request.purpose == "message" else None
+        live = self._live is not None and request.purpose == "message"
         seat.policy.attempt = request.attempt
         while True:
             await self._log.commit()
@@ -554,8 +558,8 @@ class Conductor:
                 async with aclosing(stream) as deltas:  # type: ignore[type-var]
                     async for delta in deltas:
                         fold.add(delta)
-                        if live is not None:
-                            live(seat.agent.id, delta)
+                        if live:
+                            self._show(seat.agent.id, delta)
                 return fold.response()
             except ProviderError as error:
                 if not fold.started:
@@ -580,8 +584,18 @@ class Conductor:
                 attempt=attempt,
             )
         )
-        if self._live is not None:
-            self._live(request.agent_id, None)
+        self._show(request.agent_id, None)
+
+    def _show(self, agent_id: str, delta: Delta | None) -> None:
+        """Hand a piece to the live display. One that fails is reported and no longer used; the talk goes on."""
+        if self._live is None:
+            return
+        try:
+            self._live(agent_id, delta)
+        except Exception as error:
+            self._live = None
+            _log.exception("the live display failed")
+            self._publish(ErrorEvent(error=type(error).__name__, message=str(error), where="live display"))
 
     def _cost(self, seat: _Seat, model_id: str, usage: Usage) -> float | None:
         return cost_usd(model_id, usage, at_home=seat.at_home)
@@ -730,6 +744,11 @@ class Conductor:
             self.control.stop(signal.by, signal.reason)
         else:
             self.control.pause(signal.by)
+
+
+@cache
+def _own_version() -> str:
+    return version("pidgin-cli")
 
 
 def _status(reason: EndReason) -> Status:

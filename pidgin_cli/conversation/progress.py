@@ -106,7 +106,9 @@ class Progress:
                     )
                 case MessageRequestEvent() if event.message_index != self.history.messages or not self._in_turn(event):
                     raise _gap(self.history.messages, self.turn)
-                case InterventionEvent() if event.turn_number and not self._in_turn(event):
+                case InterventionEvent() if event.turn_number and not (
+                    self._in_turn(event) or self._before_turn(event)
+                ):
                     raise _gap(self.history.messages, self.turn)
                 case MessageRequestEvent() if self.views[event.agent_id].digest() != event.digest:
                     raise LogError(
@@ -122,6 +124,11 @@ class Progress:
 
     def _in_turn(self, event: MessageRequestEvent | InterventionEvent) -> bool:
         return self.turn_open and event.turn_number == self.turn
+
+    def _before_turn(self, event: InterventionEvent) -> bool:
+        """Said between two turns, just before the conversation was stopped."""
+        by_script = event.source.startswith("awareness:")
+        return not by_script and not self.turn_open and event.turn_number == self.turn + 1
 
     def advance(self, event: Event) -> None:
         """Take one more event into account."""

@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import cache
 from io import BufferedReader
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -46,10 +47,17 @@ class Syncer:
         self._closing: set[int] = set()
         """To be closed as soon as they are synced."""
         self._waiters: list[asyncio.Future[None]] = []
+        self._launched: _Launched | None = None
+        self._logs = 0
+        """Open, and synced at all."""
         self._task: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="pidgin-fsync")
         self.error: OSError | None = None
+
+    def opened(self) -> None:
+        """One more log will be synced."""
+        self._logs += 1
 
     def mark(self, fd: int) -> None:
         """`fd` has been written to; sync it within 0.2 s."""
@@ -63,6 +71,9 @@ class Syncer:
         self._waiters.append(waiter)
         self.mark(fd)
         self._hurry.set()
+        if self._launched is None and len(self._waiters) >= max(self.SYNCFS_FROM, self._logs // 2):
+            # Half of them go ahead: while the disk works for these, the others do.
+            self._launched = self._launch()
         await waiter
         self.check()
 
@@ -72,6 +83,7 @@ class Syncer:
         A descriptor that is closed under the thread that syncs it, or names another file by then, would make a sync
         fail that concerns all logs.
         """
+        self._logs -= 1
         if fd in self._dirty or fd in self._group:
             fcntl.flock(fd, fcntl.LOCK_UN)
             self._closing.add(fd)
@@ -84,30 +96,29 @@ class Syncer:
 
     async def _run(self) -> None:
         try:
-            while self._dirty:
+            while self._dirty or self._launched is not None:
                 await self._sync_group()
         finally:
             self._task = None
 
     async def _sync_group(self) -> None:
         loop = asyncio.get_running_loop()
-        if not self._hurry.is_set():
+        if self._launched is None and not self._hurry.is_set():
             timer = loop.call_later(self.WAIT_S, self._hurry.set)
             await self._hurry.wait()
             timer.cancel()
-        self._hurry.clear()
-        self._group, self._dirty = self._dirty, set()
-        waiters, self._waiters = self._waiters, []
+        launched = self._launched = self._launched or self._launch()
         failure = None
         try:
-            await loop.run_in_executor(self._pool, _sync, self._group)
+            await launched.done
         except OSError as error:
             self.error = error
         except BaseException:
             failure = LogError("the sync of the record was cut off")
             raise
         finally:
-            for waiter in waiters:
+            self._launched = None
+            for waiter in launched.waiters:
                 if waiter.done():
                     continue
                 if failure is not None:
@@ -119,6 +130,12 @@ class Syncer:
             self._closing.discard(fd)
             os.close(fd)
 
+    def _launch(self) -> "_Launched":
+        self._hurry.clear()
+        self._group, self._dirty = self._dirty, set()
+        waiters, self._waiters = self._waiters, []
+        return _Launched(waiters, asyncio.get_running_loop().run_in_executor(self._pool, _sync, self._group))
+
     async def aclose(self) -> None:
         """Sync what is dirty and stop."""
         self._hurry.set()
@@ -128,6 +145,13 @@ class Syncer:
         for fd in self._closing:
             os.close(fd)
         self._closing.clear()
+
+
+class _Launched(NamedTuple):
+    """A group on its way to the disk."""
+
+    waiters: list[asyncio.Future[None]]
+    done: asyncio.Future[None]
 
 
 def _sync(group: set[int]) -> None:
@@ -141,6 +165,7 @@ def _sync(group: set[int]) -> None:
         os.fdatasync(fd)
 
 
+@cache
 def _syncfs() -> Callable[[int], int] | None:
     try:
         return ctypes.CDLL(None, use_errno=True).syncfs
@@ -177,6 +202,7 @@ class EventLog:
         self._fd: int | None = None
         try:
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            syncer.opened()
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._abandon()

@@ -24,13 +24,15 @@ Sleep = Callable[[float], Awaitable[None]]
 
 
 class _Watch:
-    """Cancels the running task when a stretch of waiting gets too long, at the cost of one timer per reply.
+    """Cancels the running task when a stretch of waiting gets too long.
 
-    Used only around awaits inside one generator, so that it never interrupts the code that consumes the reply.
+    Used only around awaits inside one generator, so that it never interrupts the code that consumes the reply. Its
+    timer is left running between stretches and looks then whether there is anything to watch, so that a reply usually
+    costs none.
     """
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._deadline: float | None = None
         self._task: asyncio.Task[object] | None = None
         self._handle: asyncio.TimerHandle | None = None
@@ -38,14 +40,17 @@ class _Watch:
 
     def start(self, deadline: float | None) -> None:
         self._deadline = deadline
+        if deadline is None:
+            return
         self._task = asyncio.current_task()
-        if deadline is not None and (self._handle is None or self._handle.when() > deadline):
+        if self._handle is None or self._handle.when() > deadline:
             if self._handle is not None:
                 self._handle.cancel()
-            self._handle = self._loop.call_at(deadline, self._check)
+            self._handle = self.loop.call_at(deadline, self._check)
 
     def stop(self) -> None:
-        self.expired()  # the wait ended on its own in the moment in which it was cut short
+        if self._expired:
+            self.expired()  # the wait ended on its own in the moment in which it was cut short
         self._deadline = None
         self._task = None
 
@@ -53,8 +58,8 @@ class _Watch:
         self._handle = None
         if self._deadline is None or self._task is None:
             return
-        if self._loop.time() < self._deadline:
-            self._handle = self._loop.call_at(self._deadline, self._check)
+        if self.loop.time() < self._deadline:
+            self._handle = self.loop.call_at(self._deadline, self._check)
         else:
             self._expired = True
             self._task.cancel()
@@ -66,11 +71,6 @@ class _Watch:
             return task.uncancel() == 0
         return False
 
-    def close(self) -> None:
-        self.stop()
-        if self._handle is not None:
-            self._handle.cancel()
-
 
 class Timed:
     """Measures a reply, and raises `ProviderTimeout` when a part of it takes too long."""
@@ -79,15 +79,17 @@ class Timed:
         self._inner = inner
         self._timeouts = timeouts
         self._provider = provider
+        self._idle: list[_Watch] = []
 
     async def stream_response(self, request: ModelRequest) -> AsyncIterator[Delta]:
-        clock = asyncio.get_running_loop().time
+        loop = asyncio.get_running_loop()
+        clock = loop.time
         limits = self._timeouts
         started = clock()
         end = None if limits.total_s is None else started + limits.total_s
         first: float | None = None
         tokens: int | None = None
-        watch = _Watch()
+        watch = self._idle.pop() if self._idle and self._idle[-1].loop is loop else _Watch()
         stream = self._inner.stream_response(request)
         limit, phase = limits.first_token_s, "the first token"
         try:
@@ -122,7 +124,8 @@ class Timed:
                     limit, phase = limits.gap_s, "the next piece"
                 yield delta
         finally:
-            watch.close()
+            watch.stop()
+            self._idle.append(watch)
             await _close(stream)
 
     async def aclose(self) -> None:
