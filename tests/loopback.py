@@ -136,8 +136,8 @@ class Reply:
     """OpenAI: a chunk without choices comes first, as from Azure. Google: one without candidates."""
     insert: tuple[int, Any] | None = None
     """After so many events, this one: a dict is an event of the API (an error, say), a string goes out raw."""
-    cut_after: int | None = None
-    """After so many events the connection breaks."""
+    cut_after: Literal["request"] | int | None = None
+    """After so many events the connection breaks, or before any byte of an answer (`request`)."""
     hang: Literal["request"] | int | None = None
     """Nothing comes any more: not even a status line (`request`), or after so many events (0: after the headers)."""
 
@@ -228,6 +228,8 @@ class LoopbackServer:
         reply = self._script.popleft() if self._script else self.reply(request)
         if reply.hang == "request":
             return await self._hang(reader)
+        if reply.cut_after == "request":
+            return False
         if request.api == "ollama" and not self._is_installed(request.model):
             reply = Reply(status=404, body={"error": f"model '{request.model}' not found"})
         if reply.body is not None or reply.status != HTTPStatus.OK:

@@ -24,9 +24,11 @@ from pidgin_cli.core.events import (
     Event,
     HistoryCompactedEvent,
     InterventionEvent,
+    LimitChangedEvent,
     MessageAbandonedEvent,
     MessageCompleteEvent,
     MessageRequestEvent,
+    ModelLoadEvent,
     RateLimitEvent,
     SystemPromptEvent,
     ThinkingCompleteEvent,
@@ -470,6 +472,12 @@ class _Grammar:
 
     def _ErrorEvent(self, event: ErrorEvent) -> None:  # noqa: N802
         """May stand anywhere."""
+
+    def _LimitChangedEvent(self, event: LimitChangedEvent) -> None:  # noqa: N802
+        """May stand anywhere: the limit is that of the whole process."""
+
+    def _ModelLoadEvent(self, event: ModelLoadEvent) -> None:  # noqa: N802
+        """May stand anywhere: the server is that of the whole process."""
 
     def _ConversationPausedEvent(self, event: ConversationPausedEvent) -> None:  # noqa: N802
         assert not self.paused

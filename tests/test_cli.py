@@ -496,7 +496,7 @@ def test_doctor(pidgin: Pidgin, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "ollama serve" in by_check["ollama server"]["detail"]
     assert by_check["output"]["status"] == "ok"
     said = pidgin("doctor")
-    assert said.status == 0
+    assert said.status == any(finding["status"] == "problem" for finding in findings)
     assert "secret" not in said.out + json.dumps(findings)
     assert list(Path().iterdir()) == []
     Path("pidgin_output").write_text("")
@@ -664,6 +664,8 @@ def test_ollama_model_is_missing(pidgin: Pidgin, monkeypatch: pytest.MonkeyPatch
         models = ("-a", "local:test", "-b", "ollama:tiny[red]", "-t", "1", "--display", "quiet")
         error = error_of(pidgin("chat", *models))
         assert "ollama pull tiny[red] (or give --yes)" in error
+        Path("file").write_text("")
+        assert "not a folder" in error_of(pidgin("chat", *models, "--yes", "-o", "file"))
         assert not [request for request in server.requests if request.path == "/api/pull"]
         nothing_made()
         said = pidgin("chat", *models, "--yes")
@@ -748,8 +750,10 @@ def test_a_fault_of_ours_is_one_line(pidgin: Pidgin, monkeypatch: pytest.MonkeyP
     from pidgin_cli.providers.local import LocalProvider
 
     def broken(*_: object) -> None:
-        raise ZeroDivisionError("nobody expected this")
+        raise ZeroDivisionError("nobody expected this") from ValueError(key)
 
+    key = "sk-planted-0123456789"
+    monkeypatch.setenv("OPENAI_API_KEY", key)
     with monkeypatch.context() as patch:
         patch.setattr(LocalProvider, "stream_response", broken)
         said = pidgin("chat", *TEST, "--display", "quiet")
@@ -758,6 +762,8 @@ def test_a_fault_of_ours_is_one_line(pidgin: Pidgin, monkeypatch: pytest.MonkeyP
     assert record().end["end_reason"] == "harness_error"
     (log,) = Path().glob("pidgin_output/experiments/logs/*.log")
     assert "Traceback" in log.read_text()
+    assert "ValueError: …" in log.read_text()
+    assert key not in log.read_text()
     monkeypatch.setattr("pidgin_cli.cli.records.list_records", broken)
     assert "PIDGIN_DEBUG=1" in error_of(pidgin("list"), 1)
 
@@ -815,6 +821,17 @@ def test_resume_of_a_failed_conversation(pidgin: Pidgin, monkeypatch: pytest.Mon
     assert (said.status, said.err) == (0, "")
     assert said.out == f"{found.id} is complete; read it with: pidgin show {found.id}\n"
     assert pidgin("resume", "--all").status == 0
+
+
+def test_resume_shows_where_the_talk_was(pidgin: Pidgin) -> None:
+    """Before it goes on, the last two turns are shown again, and nothing from before."""
+    models = ("-a", "local:test?words=8", "-b", "local:test?fail=auth@6")
+    assert pidgin("chat", *models).status == 1
+    texts = record().texts
+    recalled = pidgin("resume", record().id).out.partition("going on at turn 6")[0]
+    assert [text for text in texts if text in recalled] == texts[8:]
+    recalled = pidgin("resume", record().id, "--tail").out.partition("ConversationResumed")[0]
+    assert re.findall(r"(?:TokenUsage|MessageComplete) +([ab])", recalled) == ["a", "a", "b", "b", "a", "a"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

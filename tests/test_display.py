@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import pytest
 from commands import Pidgin, error_of, pidgin, record
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
@@ -60,6 +60,7 @@ def test_words_that_fit_stay_whole(words: list[str], width: int) -> None:
 
 
 @given(TEXT, st.integers(6, 60))
+@example("❤\ufe0f" * 40, 10)
 def test_no_line_is_too_wide(text: str, width: int) -> None:
     """In cells, whatever the text is made of."""
     assert max(map(cell_len, wrapped(visible(text), width).split("\n"))) <= width
@@ -152,7 +153,17 @@ def hostile_flags(text: str = HOSTILE) -> list[str]:
     reply = f"local:test?reply={quote(text)}&thinking=1&name={quote(text[:30])}"
     Path("hostile.yaml").write_text(f"base: basic\nprompts: {{1: {{both: {ascii_yaml(text)}}}}}\n")
     return [
-        *("chat", "-a", reply, "-b", "local:test?words=5&fail=disconnect@1", "--agent", f"c={reply}", "-t", "1"),
+        *(
+            "chat",
+            "-a",
+            reply,
+            "-b",
+            "local:test?words=5&fail=disconnect@1&name=\x1b[38;5;213mN\x1b]0;t\x07",
+            "--agent",
+            f"c={reply}",
+            "-t",
+            "1",
+        ),
         *("-p", text.replace("\x00", ""), "--prompt-tag", "\x1b[38;5;213mT", "-n", text[:60].replace("\x00", "")),
         *("--awareness-a", "hostile.yaml", "--show-thinking", "--show-system-prompts", "--choose-names"),
     ]

@@ -82,7 +82,7 @@ EVERYWHERE = (
     "any",
     "TurnCompleteEvent",
     "any",
-    "End",
+    "ConversationEndEvent",
     "any",
 )
 """Moments to kill at: after some milliseconds, just after an event, anywhere in the bytes of the record."""
@@ -123,7 +123,9 @@ SCENARIOS = {
         ("HistoryCompactedEvent", "HistoryCompactedEvent"),
     ),
     "strict": Scenario(
-        (*PAIR, "-t", "8", "--durability", "strict", "--stop-phrase", "The estate returns"), (), "stop_phrase"
+        (*PAIR, "-t", "8", "--durability", "strict", "--stop-phrase", "The estate returns"),
+        ("ConversationEndEvent",) * 3,
+        ends="stop_phrase",
     ),
 }
 
@@ -280,7 +282,7 @@ class Killer:
                 there = sum(log.stat().st_size for log in logs_in(root))
                 size = draw.randint(there, max(there, self._total))
                 return KillWhen(root, grown_to=size, then_s=draw.uniform(0, 0.02))
-            case "End":
+            case "ConversationEndEvent":
                 return KillWhen(root, shows="ConversationEndEvent", then_s=draw.uniform(0, 0.004))
             case "RateLimitEvent" | "APIErrorEvent" | "MessageAbandonedEvent" as kind:
                 return KillWhen(root, shows=kind, then_s=draw.uniform(0, 0.05))

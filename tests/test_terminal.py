@@ -191,7 +191,8 @@ def test_leaving_at_the_menu(tmp_path: Path, leave: Callable[[Terminal], None]) 
     assert record.end["status"] == "stopped"
     assert record.of("Error") == []
     assert not list(tmp_path.glob("**/*.pid"))
-    assert "Traceback" not in terminal.text
+    (log,) = tmp_path.glob("**/logs/*.log")
+    assert "Traceback" not in terminal.text + log.read_text()
 
 
 def test_the_window_is_closed_while_it_runs(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from pidgin_cli.core.events import (
     TurnCompleteEvent,
     TurnStartEvent,
     View,
+    WarningEvent,
 )
 from pidgin_cli.core.types import (
     Agent,
@@ -56,9 +57,9 @@ from pidgin_cli.core.types import (
 from pidgin_cli.eventlog.bus import EventBus
 from pidgin_cli.eventlog.log import EventLog, Record
 from pidgin_cli.providers.base import Provider
-from pidgin_cli.providers.registry import ProviderPool, at_home, effective_parameters, split_model
+from pidgin_cli.providers.registry import ProviderPool, at_home, effective_parameters, split_model, unsupported
 from pidgin_cli.providers.wrappers import RetryPolicy
-from pidgin_cli.spec.catalogue import context_window, cost_usd
+from pidgin_cli.spec.catalogue import context_window, cost_usd, thinks
 from pidgin_cli.spec.conversation import ConversationSpec, spec_hash
 
 from .context import Room, first_turn_that_fits, room, summary_text
@@ -315,7 +316,8 @@ class Conductor:
             self._write_missing()
             torn = record.total_bytes - record.whole_bytes if record else 0
             self._publish(self._at(ConversationResumedEvent, by=self._resumed_by, torn_bytes=torn))
-        self._seats = {agent.id: self._seat(agent) for agent in self.spec.agents}
+        for agent in self.spec.agents:
+            self._seats[agent.id] = self._seat(self._as_taken(agent, tell=not resumed))
         self._notify(AiLoopStarted, self.conversation_id, tuple(a.id for a in self.spec.agents), resumed)
         if self.spec.choose_names and self.progress.turn == 0:
             for seat in self._seats.values():
@@ -324,6 +326,17 @@ class Conductor:
                     await self._choose_name(seat)
         self._inject_awareness(0)
         await self._log.commit()
+
+    def _as_taken(self, agent: Agent, *, tell: bool) -> Agent:
+        """The agent without what its model does not take, where the spec is lenient about it."""
+        if not self.spec.lenient:
+            return agent
+        dropped = unsupported(split_model(agent.model)[0], agent, thinks=thinks(agent.model))
+        if tell:
+            for what, reason in dropped.items():
+                self._publish(WarningEvent(agent_id=agent.id, what=what, reason=reason))
+        settings = replace(agent.settings, **{name: None for name in dropped if name != "thinking_visible"})
+        return replace(agent, settings=settings)
 
     def _start_event(self) -> ConversationStartEvent:
         spec = self.spec

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from pidgin_cli.core.events import View
-from pidgin_cli.core.types import Agent, Message, Role, ThinkingBlock, ToolCall, ToolResult
+from pidgin_cli.core.types import Agent, Message, Role, ThinkingBlock, ToolCall, ToolResult, text_of
 from pidgin_cli.spec.conversation import ConversationSpec
 
 __all__ = ["ConversationHistory", "ConversationState", "ConversationTurn", "ConversationView", "Sent"]
@@ -109,7 +109,8 @@ class ConversationView:
     Rules, the same for every agent and provider:
     the list starts with user and alternates; neighbouring user texts are merged with a blank line; text from outside
     carries the prompt tag; an intervention stands just before its addressee's next reply; blank text shows as the
-    declared placeholder; with `speaker_label` the others are named; tools are seen only by the agent that called them.
+    declared placeholder; with `speaker_label` the others are named; tools are seen only by the agent that called them;
+    thinking is seen by whom the thinker's `thinking_visible` names.
     """
 
     def __init__(
@@ -216,9 +217,10 @@ class ConversationView:
             case Role.ASSISTANT if entry.tool_call is None:
                 text = self._visible(entry.content)
                 if self._spec.speaker_label is not None:
-                    name = self._names[entry.agent_id or ""]
-                    pieces = self._spec.speaker_label.split("{text}")
-                    text = text.join(piece.replace("{name}", name) for piece in pieces)
+                    text = self._labelled(self._spec.speaker_label, entry, text)
+                if entry.thinking and self._spec.agent(entry.agent_id or "").thinking_visible == "partner":
+                    thought = self._labelled(self._spec.thinking_label, entry, text_of(entry.thinking))
+                    text = f"{thought}\n\n{text}"
                 self._open.append(text)
             case Role.TOOL if entry.agent_id == self.agent.id:
                 self._close(Message(role=Role.TOOL, content=entry.content, tool_result=entry.tool_result))
@@ -236,7 +238,12 @@ class ConversationView:
         if entry.tool_call is not None:
             self._close(Message(role=Role.ASSISTANT, content=entry.content, tool_calls=(entry.tool_call,)))
         else:
-            self._close(Message(role=Role.ASSISTANT, content=self._visible(entry.content), thinking=entry.thinking))
+            thinking = entry.thinking if self.agent.thinking_visible == "own" else ()
+            self._close(Message(role=Role.ASSISTANT, content=self._visible(entry.content), thinking=thinking))
+
+    def _labelled(self, label: str, entry: ConversationTurn, text: str) -> str:
+        name = self._names[entry.agent_id or ""]
+        return text.join(piece.replace("{name}", name) for piece in label.split("{text}"))
 
     def _visible(self, text: str) -> str:
         if text.strip():

@@ -88,6 +88,8 @@ class Progress:
         self.notable: dict[str, int] = {}
         self.ended: ConversationEndEvent | None = None
         self._thinking: list[ThinkingBlock] = []
+        self._first_seen: dict[tuple[str, str], str] = {}
+        """By agent: the model and the fingerprint that served its first message."""
 
     def replay(self, events: Iterable[Event]) -> None:
         """Take a record into account.
@@ -218,7 +220,7 @@ class Progress:
                 turn_number=event.turn_number,
                 agent_id=event.agent_id,
                 message_index=event.message_index,
-                thinking=tuple(block for block in self._thinking if block.signature is not None),
+                thinking=tuple(self._thinking),
             )
         )
         self._thinking = []
@@ -228,6 +230,9 @@ class Progress:
             self.notable[mark] = self.notable.get(mark, 0) + 1
         if not _same_model(event.model_requested, event.model_served):
             self.wrong_model = True
+        for mark, value in (("served_model", event.model_served), ("fingerprint", event.fingerprint)):
+            if value is not None and self._first_seen.setdefault((event.agent_id, mark), value) != value:
+                self.notable[mark] = self.notable.get(mark, 0) + 1
 
     def _usage(self, event: TokenUsageEvent) -> None:
         if event.purpose == "message":

@@ -347,6 +347,15 @@ class APIErrorEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
     message: str
 
 
+class WarningEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """Something that was asked for has no effect; the conversation goes on without it, as `lenient` allows."""
+
+    agent_id: str | None = None
+    what: str
+    """The setting, such as `seed`."""
+    reason: str
+
+
 class ErrorEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
     """Something of ours failed: a delegate, a subscriber, the harness."""
 
@@ -405,7 +414,8 @@ class ConversationEndEvent(Event, frozen=True, kw_only=True, omit_defaults=True)
     invalid: tuple[str, ...] = ()
     """Reasons to leave it out of statistics: `speaker_never_called`, `wrong_model_served`, `harness_fault`."""
     notable: dict[str, int] = field(default_factory=dict)
-    """Counts of messages that are `empty`, `refused`, `truncated`, `filtered` or had `text_replaced`: kept in."""
+    """Counts of messages that are `empty`, `refused`, `truncated`, `filtered`, had `text_replaced`, or came from
+    another `served_model` or `fingerprint` than the agent's first: kept in."""
 
 
 class ExperimentStartEvent(Event, frozen=True, kw_only=True, omit_defaults=True):

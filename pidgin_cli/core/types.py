@@ -6,7 +6,7 @@ back from the log on resume. None of them knows where it is stored.
 
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
-from typing import Literal, assert_never
+from typing import Any, Literal, assert_never
 
 import msgspec
 from msgspec import Struct
@@ -176,6 +176,8 @@ class AgentSettings(Struct, frozen=True, omit_defaults=True):
     think_budget: int | None = None
     """Thinking tokens at most."""
     effort: str | None = None
+    extra: dict[str, Any] | None = None
+    """Sent as it is, beside everything else, in the provider's own words."""
 
 
 class Agent(Struct, frozen=True, omit_defaults=True):
@@ -190,6 +192,8 @@ class Agent(Struct, frozen=True, omit_defaults=True):
     awareness: str | None = None
     """The preset or file that the system prompt came from."""
     settings: AgentSettings = AgentSettings()
+    thinking_visible: Literal["own", "partner", "nobody"] = "nobody"
+    """Who is sent what it thought: itself, in its later requests; the others, before its words; or nobody."""
 
     @property
     def provider(self) -> str:

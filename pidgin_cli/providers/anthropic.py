@@ -180,7 +180,8 @@ class AnthropicProvider:
         """What is sent besides model and text, under the API's own names, defaults of ours included."""
         settings = request.settings
         max_tokens = settings.max_tokens if settings.max_tokens is not None else default_max_tokens(request.model)
-        parameters: dict[str, Any] = {"max_tokens": max_tokens}
+        # The beginning of every request is the one before: read from the cache it costs a tenth.
+        parameters: dict[str, Any] = {"max_tokens": max_tokens, "cache_control": {"type": "ephemeral"}}
         for name in ("temperature", "top_p"):
             if (value := getattr(settings, name)) is not None:
                 parameters[name] = value
@@ -199,12 +200,15 @@ class AnthropicProvider:
         elif settings.think:
             budget = min(DEFAULT_THINK_BUDGET, max_tokens - 1)
             parameters["thinking"] = {"type": "enabled", "budget_tokens": budget}
+        if settings.extra:
+            parameters["extra"] = settings.extra
         return parameters
 
     async def stream_response(self, request: ModelRequest) -> AsyncIterator[Delta]:
         parameters = self.effective_parameters(request)
         # SDK 2 has no arguments for these.
         extra = {name: parameters.pop(name) for name in ("temperature", "top_p") if name in parameters}
+        extra |= parameters.pop("extra", {})
         with self._translating():
             stream = await self._client.messages.create(
                 model=request.model,

@@ -139,7 +139,7 @@ class GoogleProvider:
                 thinking["thinkingLevel"] = settings.effort.upper()
         if thinking:
             config["thinkingConfig"] = thinking
-        return {"generationConfig": config} if config else {}
+        return ({"generationConfig": config} if config else {}) | (settings.extra or {})
 
     async def stream_response(self, request: ModelRequest) -> AsyncIterator[Delta]:
         opened: list[httpx2.Response] = []

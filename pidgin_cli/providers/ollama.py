@@ -29,6 +29,7 @@ from pidgin_cli.core.types import (
     ToolCallDelta,
     Usage,
     UsageDelta,
+    text_of,
 )
 
 from .base import Timeouts
@@ -97,6 +98,7 @@ class OllamaProvider:
                 options[theirs] = value
         if settings.stop is not None:
             options["stop"] = list(settings.stop)
+        options |= settings.extra or {}
         parameters: dict[str, Any] = {"options": options} if options else {}
         if settings.think is False:
             parameters["think"] = False
@@ -193,6 +195,8 @@ def _messages(request: ModelRequest) -> list[dict[str, Any]]:
             sent.append({"role": "tool", "tool_name": names.get(result.call_id, ""), "content": result.content})
             continue
         sent.append({"role": str(message.role), "content": message.content})
+        if message.thinking:
+            sent[-1]["thinking"] = text_of(message.thinking)
         if message.tool_calls:
             names |= {call.id: call.name for call in message.tool_calls}
             sent[-1]["tool_calls"] = [

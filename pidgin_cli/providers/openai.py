@@ -106,6 +106,16 @@ CODES: dict[str, type[ProviderError]] = {
 }
 """What `error.code`, or else `error.type`, says more exactly than the HTTP status, or alone within a stream."""
 
+WORDINGS: dict[type[ProviderError], dict[str, type[ProviderError]]] = {
+    RequestRejected: {
+        "maximum context length": ContextLengthExceeded,
+        "maximum prompt length": ContextLengthExceeded,  # xAI, as are the next two
+        "Incorrect API key": AuthenticationFailed,  # with status 400
+    },
+    AuthenticationFailed: {"violates usage guidelines": ContentFiltered},  # with status 403
+}
+"""What an error of some class is when its text holds certain words."""
+
 
 class OpenAIProvider:
     """Asks GPT, or a server that speaks the same API. Key and address come from the variables that `info` names."""
@@ -140,16 +150,21 @@ class OpenAIProvider:
             parameters["reasoning_effort"] = "none"
         elif settings.effort is not None or settings.think:
             parameters["reasoning_effort"] = settings.effort or "medium"
+        if settings.extra:
+            parameters["extra"] = settings.extra
         return parameters
 
     async def stream_response(self, request: ModelRequest) -> AsyncIterator[Delta]:
+        parameters = self.effective_parameters(request)
+        extra = parameters.pop("extra", None)
         with self._translating():
             stream = await self._client.chat.completions.create(
                 model=request.model,
                 messages=_messages(request),
                 stream=True,
                 stream_options={"include_usage": True},
-                **self.effective_parameters(request),
+                extra_body=extra,
+                **parameters,
             )
             async with stream, aclosing(_deltas(stream)) as deltas:
                 async for delta in deltas:
@@ -196,9 +211,8 @@ def translate(exc: Exception, *secrets: str) -> ProviderError:
             if known := CODES.get(str(exc.code)) or CODES.get(str(exc.type)):
                 # `invalid_request_error` is also the type of authentication and quota errors.
                 kind = known if status is None or known is not RequestRejected else kind
-            # vLLM, Together and others have no code for this; only the wording tells.
-            if kind is RequestRejected and "maximum context length" in text:
-                kind = ContextLengthExceeded
+            # vLLM, Together, xAI and others have no codes for these; only the wording tells.
+            kind = next((meant for words, meant in WORDINGS.get(kind, {}).items() if words in text), kind)
         case httpx2.HTTPError() | httpx2.StreamError():
             text = f"{CUT_OFF}: {text or type(exc).__name__}"
         case UnicodeEncodeError():

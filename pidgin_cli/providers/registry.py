@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from pidgin_cli.core.errors import SpecError
-from pidgin_cli.core.types import ModelRequest, Timeouts
+from pidgin_cli.core.types import Agent, AgentSettings, ModelRequest, Timeouts
 
 from .base import Provider
 from .limits import Limited, Limiter, Wait
@@ -36,7 +36,11 @@ __all__ = [
     "missing_key",
     "needs_responses",
     "split_model",
+    "unsupported",
 ]
+
+
+SETTINGS = frozenset(AgentSettings.__struct_fields__)
 
 
 class ProviderInfo(NamedTuple):
@@ -56,6 +60,10 @@ class ProviderInfo(NamedTuple):
     """Environment variables of which one has to be set; the first is the one to recommend."""
     home: str | None = None
     """Host of the vendor's own API, where its prices hold and a key is needed; None: a server of the person's own."""
+    takes: frozenset[str] = SETTINGS
+    """Names of the settings that its API has something for."""
+    keeps_thinking: bool = False
+    """Whether a model can be given back what it thought in earlier turns."""
     max_concurrency: int | None = None
     """Requests under way at once; this and the next two from the person's settings, None: found out while running."""
     requests_per_minute: int | None = None
@@ -74,6 +82,7 @@ def _compatible(name: str, base_url: str, *, hosted: bool = True) -> ProviderInf
         base_url_env=f"{prefix}_BASE_URL",
         key_env=(f"{prefix}_API_KEY",),
         home=urlsplit(base_url).hostname if hosted else None,
+        takes=SETTINGS - {"think_budget"},
     )
 
 
@@ -89,6 +98,8 @@ PROVIDERS: dict[str, ProviderInfo] = {
             base_url_env="ANTHROPIC_BASE_URL",
             key_env=("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"),
             home="api.anthropic.com",
+            takes=SETTINGS - {"seed"},
+            keeps_thinking=True,
         ),
         _compatible("openai", "https://api.openai.com/v1"),
         ProviderInfo(
@@ -100,6 +111,7 @@ PROVIDERS: dict[str, ProviderInfo] = {
             base_url_env="GOOGLE_GEMINI_BASE_URL",
             key_env=("GEMINI_API_KEY", "GOOGLE_API_KEY"),
             home="generativelanguage.googleapis.com",
+            keeps_thinking=True,
         ),
         _compatible("xai", "https://api.x.ai/v1"),
         ProviderInfo(
@@ -109,6 +121,8 @@ PROVIDERS: dict[str, ProviderInfo] = {
             sdk="ollama",
             base_url="http://127.0.0.1:11434",
             base_url_env="OLLAMA_HOST",
+            takes=SETTINGS - {"think_budget"},
+            keeps_thinking=True,
         ),
         _compatible("openrouter", "https://openrouter.ai/api/v1"),
         _compatible("groq", "https://api.groq.com/openai/v1"),
@@ -125,6 +139,8 @@ PROVIDERS: dict[str, ProviderInfo] = {
 """Every provider by name. Endpoints of the person's settings and third-party providers join it: see `add_provider`."""
 
 _BUILT_IN = frozenset(PROVIDERS)
+INSIDE = frozenset({"local", "replay"})
+"""Providers in this very process, which take every setting."""
 
 
 _RESPONSES_ONLY = re.compile(
@@ -154,6 +170,7 @@ def endpoint(name: str, base_url: str, api_key_env: str | None = None) -> Provid
         sdk="openai",
         base_url=base_url,
         key_env=(api_key_env,) if api_key_env else (),
+        takes=SETTINGS - {"think_budget"},
     )
 
 
@@ -183,6 +200,25 @@ def split_model(model_id: str) -> tuple[ProviderInfo, str]:
     if not colon or not model or provider not in PROVIDERS:
         raise SpecError(f"{model_id!r} is not provider:model with a provider out of {', '.join(PROVIDERS)}")
     return PROVIDERS[provider], model
+
+
+def unsupported(info: ProviderInfo, agent: Agent, *, thinks: bool | None) -> dict[str, str]:
+    """Settings of an agent that cannot have their effect, each with the reason.
+
+    Args:
+        thinks: whether the model is known to think; None: not known, the endpoint decides.
+    """
+    found = {}
+    for name in SETTINGS - info.takes:
+        if getattr(agent.settings, name) is not None:
+            found[name] = f"{info.name} models take no {name.replace('_', ' ')}"
+    if thinks is False:
+        for name in ("think", "think_budget", "effort"):
+            if getattr(agent.settings, name):
+                found[name] = f"{agent.model} does not think"
+    if agent.thinking_visible == "own" and not info.keeps_thinking and info.name not in INSIDE:
+        found["thinking_visible"] = f"{info.name} models cannot be given back what they thought"
+    return found
 
 
 def missing_key(info: ProviderInfo) -> str | None:

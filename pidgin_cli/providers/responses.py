@@ -59,11 +59,14 @@ class ResponsesProvider(OpenAIProvider):
             # The models that are only here always think, each with an effort of its own; others have to be told.
             effort = settings.effort or (None if needs_responses(request.model) else "medium")
             parameters["reasoning"] = {"summary": "auto"} | ({"effort": effort} if effort else {})
+        if settings.extra:
+            parameters["extra"] = settings.extra
         return parameters
 
     async def stream_response(self, request: ModelRequest) -> AsyncIterator[Delta]:
         parameters = self.effective_parameters(request)
         extra = {name: parameters.pop(name) for name in ("stop", "seed") if name in parameters}
+        extra |= parameters.pop("extra", {})
         with self._translating():
             stream = await self._client.responses.create(
                 model=request.model,

@@ -69,6 +69,10 @@ class ConversationSpec(Struct, frozen=True, kw_only=True):
     concurrency: int | None = None
     """Requests to one provider at a time, over all conversations of a process."""
     durability: Literal["message", "strict", "none"] = "message"
+    lenient: bool = False
+    """Leave out, with a recorded warning, settings that a model does not take."""
+    thinking_label: str = "[{name} thinks]: {text}"
+    """How thinking that others may see stands before the words."""
     cache: Literal["off", "on", "shared"] = "off"
     """`on`: replies of this very draw are reused when it is run again. `shared`: of any draw, in any experiment."""
 

@@ -72,6 +72,10 @@ class AgentSpec(_Checked):
     think: bool | None = Field(None, description="Ask the model to think before it speaks")
     think_budget: int | None = Field(None, ge=1, description="Thinking tokens at most; implies `think`")
     effort: str | None = Field(None, description="Reasoning effort, in the provider's words")
+    extra: dict[str, Any] | None = Field(None, description="Sent as it is beside everything else")
+    thinking_visible: Literal["own", "partner", "nobody"] = Field(
+        "nobody", description="Who is sent what the agent thought: itself, the others, or nobody"
+    )
     stop_phrase: str | None = Field(None, min_length=1, description="The agent ends the conversation by saying it")
 
 
@@ -122,6 +126,7 @@ class ExperimentSpec(_Checked):
     retries: RetrySpec = Field(RetrySpec(), description="How failed requests are tried again")
     concurrency: int | None = Field(None, ge=1, description="Requests to one provider at a time")
     durability: Literal["message", "strict", "none"] = Field("message", description="When the record is synced to disk")
+    lenient: bool = Field(False, description="Leave out, with a recorded warning, settings that a model does not take")
     cache: Literal["off", "on", "shared"] = Field(
         "off", description="Reuse replies: of the same draw when it is run again, or `shared` with every experiment"
     )
@@ -269,6 +274,7 @@ def _conversation(spec: ExperimentSpec, repetition: int, arm: str = "") -> Conve
         retries=Retries(**spec.retries.model_dump()),
         concurrency=spec.concurrency,
         durability=spec.durability,
+        lenient=spec.lenient,
         cache=spec.cache,
     )
 
@@ -291,7 +297,9 @@ def _agent(agent: AgentSpec, arm: str, repetition: int) -> Agent:
             think=agent.think,
             think_budget=agent.think_budget,
             effort=agent.effort,
+            extra=agent.extra,
         ),
+        thinking_visible=agent.thinking_visible,
     )
 
 
