@@ -4,6 +4,8 @@ READY := .venv/.ready
 PY := .venv/bin/python
 PIP := $(PY) -m pip install --quiet --quiet --disable-pip-version-check
 PIDGIN := $(PY) -m pidgin_cli
+AIMOCK := @copilotkit/aimock@1.43.0
+MOCK := node_modules/.aimock-1.43.0
 # Tools are called as modules: the start lines of installed scripts cannot hold a path with a blank in it.
 
 quoted = '$(subst ','\'',$(1))'
@@ -42,8 +44,18 @@ demo: $(READY) ## hold a short conversation on the built-in model and look at it
 	  printf '\n$$ pidgin show %s\n' "$$id" && $(PIDGIN) show "$$id" -o pidgin_output | sed -n '1,13p; 14s/.*/…/p' && \
 	  printf '\n$$ tail -n 1 …_events.jsonl\n' && tail -n 1 pidgin_output/experiments/experiment_"$$id"_*/conv_*_events.jsonl
 
-test: $(READY) ## run the tests; ARGS='-k word' chooses some
+test: $(READY) $(MOCK) ## run the tests; ARGS='-k word' chooses some
 	@$(PY) -m pytest $(ARGS)
+
+# A mock server that others made, for tests. They skip without it, so nothing fails here.
+$(MOCK):
+	@if ! command -v node >/dev/null || ! command -v npm >/dev/null; then \
+	  echo "-- absent: node and npm (the tests against $(AIMOCK) are skipped)"; \
+	elif npm install --no-save --no-package-lock --no-audit --no-fund --silent $(AIMOCK) >/dev/null 2>&1; then \
+	  touch $@; \
+	else \
+	  echo "-- absent: npm package $(AIMOCK), it could not be installed (its tests are skipped)"; \
+	fi
 
 check: $(READY) ## lint, format, types, imports between the floors, docs in step with the code
 	@failed=; \

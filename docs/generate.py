@@ -22,7 +22,8 @@ import msgspec
 
 from pidgin_cli.cli.app import cli
 from pidgin_cli.conversation import delegates
-from pidgin_cli.core import events
+from pidgin_cli.core import errors, events
+from pidgin_cli.core.types import Retries, Timeouts
 from pidgin_cli.providers import local, replay
 from pidgin_cli.providers.registry import PROVIDERS
 from pidgin_cli.spec import awareness, experiment
@@ -514,12 +515,119 @@ def awareness_page() -> str:
     return _page("Awareness", *parts)
 
 
+# Failures
+
+FAILURES_INTRO = """
+What can go wrong when a model is asked, what Pidgin makes of it, and what becomes of the conversation. An error is an
+event in the record, never something that an agent said.
+"""
+
+RETRY_POLICY = """
+What may pass by itself is tried again: {attempts} attempts at one message, the first included. The wait is as long as
+the provider asks for (`Retry-After`, `retry-after-ms`, Google's `retryDelay`); where it asks for nothing, it is drawn
+from between 0 and {base:g} s, with the upper end doubled at every attempt up to {longest:g} s. Every wait is an event, a
+`RateLimitEvent` or an `APIErrorEvent` with `wait_s`, and shows in the display. The keys `retries` and `timeouts` of a
+[spec](spec.md) change these numbers. The SDKs' own retries are switched off.
+
+A reply that died half-way is never continued and never joined: what had come is recorded as a
+`MessageAbandonedEvent`, and the next attempt begins anew. After the last attempt, or at once where trying again is no
+use, the conversation ends as `failed` with `provider_error`; `pidgin resume` continues it with the message that is
+missing.
+"""
+
+WAIT_RETRIED = "as long as the provider asks, else the back-off below"
+LIMIT_EFFECTS = {
+    "RateLimited": "fewer requests at once for all conversations with this model; none until the time that was asked for",
+    "Overloaded": "no growth of the requests at once for a while; none until the time that was asked for",
+    "ProviderTimeout": "no growth of the requests at once for a while",
+    "ProviderUnavailable": "no growth of the requests at once for a while",
+}
+CONVERSATION_EFFECTS = {
+    "ContextLengthExceeded": "what the key `context` says: it ends as `stopped` with `context_limit`, or older turns "
+    "are left out or summarised and the message is asked for again",
+}
+
+TIMEOUTS_INTRO = """
+No request hangs for ever: connecting takes at most {connect_s:g} s, the first piece of a reply {first_token_s:g} s, and
+every further piece {gap_s:g} s, counted anew. There is no limit on a whole reply unless `total_s` sets one.
+"""
+
+CHAOS_INTRO = """
+Each fault was brought about by a server that speaks the provider's own wire format, in the middle of a whole
+conversation with the real SDK, once and for good. `make test` does so again and fails when anything differs. Providers
+that speak OpenAI's chat completions (OpenRouter, Groq, Together, DeepSeek, Mistral, vLLM, llama.cpp, LM Studio, named
+endpoints) behave as `openai`. “Retried” conversations go on as if nothing had happened once the fault is gone; an empty
+cell means that this provider has no such fault.
+"""
+
+
+def failures() -> str:
+    retries, timeouts = Retries(), Timeouts()
+    kinds = [kind for kind in map(errors.__dict__.get, errors.__all__) if _is_provider_error(kind)]
+    rows = [
+        (
+            f"`{kind.__name__}`",
+            _doc(kind),
+            f"yes; {WAIT_RETRIED}" if kind.retryable else "no",
+            CONVERSATION_EFFECTS.get(kind.__name__, "goes on, or fails after the last attempt")
+            if kind.retryable or kind.__name__ in CONVERSATION_EFFECTS
+            else "fails at once",
+            LIMIT_EFFECTS.get(kind.__name__, "none"),
+        )
+        for kind in kinds
+    ]
+    found = json.loads((Path(__file__).parent / "reference" / "chaos.json").read_text(encoding="utf-8"))
+    providers = list(next(iter(found.values())))
+    matrix = [(fault, *(_fate(by_provider[name]) for name in providers)) for fault, by_provider in found.items()]
+    return _page(
+        "Failures",
+        FAILURES_INTRO,
+        "## Classes of errors",
+        _table(["error", "meaning", "retried, and after how long", "the conversation", "limits"], rows),
+        RETRY_POLICY.format(attempts=retries.attempts, base=retries.base_s, longest=retries.max_wait_s),
+        TIMEOUTS_INTRO.format(connect_s=timeouts.connect_s, first_token_s=timeouts.first_token_s, gap_s=timeouts.gap_s),
+        "## Fault by provider",
+        CHAOS_INTRO,
+        _table(["fault", *providers], matrix),
+        "## What the record says",
+        "The message of the error in the words that the record has, and how the conversation ends if the fault stays.",
+        _table(["fault", "provider", "message", "end"], _what_the_record_says(found)),
+    )
+
+
+def _is_provider_error(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, errors.ProviderError) and kind is not errors.ProviderError
+
+
+def _fate(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    if "error" not in found:
+        notable = found["always"].partition("; ")[2]
+        return "a reply" + (f", {notable}" if notable else f" of {found['characters']:,} characters")
+    how = ["retried"] if found["retried"] else ["not retried"]
+    how += ["waits as told"] * ("waits" in found) + ["partial text kept as abandoned"] * ("partial" in found)
+    return f"`{found['error']}`: {', '.join(how)}"
+
+
+def _what_the_record_says(found: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    for fault, by_provider in found.items():
+        same: dict[tuple[str, str], list[str]] = {}
+        for name, one in by_provider.items():
+            if one is not None and "error" in one:
+                status = f" (status {one['status']})" if "status" in one else ""
+                same.setdefault((one["message"] + status, one["always"]), []).append(name)
+        for (message, end), names in same.items():
+            yield fault, "all" if len(names) == len(by_provider) else ", ".join(names), message, end
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "reference/commands.md": commands,
     "reference/events.md": event_lines,
     "reference/spec.md": spec,
     "reference/models.md": models,
     "reference/delegates.md": delegate_page,
+    "reference/failures.md": failures,
     "awareness.md": awareness_page,
 }
 

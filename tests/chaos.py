@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from loopback import LoopbackServer, Reply
-from support import Run, check_record, converse, experiment, of_type
+from support import Run, check_record, converse, experiment, messages, of_type
 
 from pidgin_cli.core.events import APIErrorEvent, ConversationEndEvent, MessageAbandonedEvent, RateLimitEvent
 from pidgin_cli.core.types import Timeouts
@@ -96,7 +96,9 @@ def busy(status: int, text: str, kind: str, **headers: str) -> Callable[[str], R
             "ollama": {"error": text},
         }
         body = bodies.get(provider, openai_error(text, kind))
-        return Reply(status=status, body=body, headers={name.replace("_", "-"): value for name, value in headers.items()})
+        return Reply(
+            status=status, body=body, headers={name.replace("_", "-"): value for name, value in headers.items()}
+        )
 
     return reply
 
@@ -335,11 +337,11 @@ def _closed_port() -> int:
 
 
 def _failures(run: Run) -> dict[str, Any]:
-    """The errors of the record. All of one run are of one kind."""
+    """The errors of the record, which in one run are all of one kind, or the length of the reply where there are none."""
     errors = [event for event in run.events if isinstance(event, APIErrorEvent | RateLimitEvent)]
     abandoned = of_type(run.events, MessageAbandonedEvent)
     if not errors:
-        return {}
+        return {"characters": len(messages(run.events)[2].message.content)}
     last = errors[-1]
     assert isinstance(last, APIErrorEvent), "the last error is final"
     found: dict[str, Any] = {"error": last.error, "message": _stable(last.message), "retried": len(errors) > 1}

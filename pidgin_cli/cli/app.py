@@ -273,9 +273,27 @@ def cli() -> None:
 @click.option("--think", is_flag=True, help="Ask all models to think first, and show it.")
 @click.option("--think-a", "think_of", cls=_PerAgentOption, bare=True, callback=_per_agent, help="Ask one agent's.")
 @click.option("--think-budget", type=click.IntRange(min=1), help="Thinking tokens at most; implies --think.")
+@click.option("--effort", metavar="WORD", help="Reasoning effort, in the provider's words, such as low or high.")
+@click.option(
+    "--thinking-visible",
+    type=click.Choice(["own", "partner", "nobody"]),
+    default="nobody",
+    show_default=True,
+    help="Who is sent what an agent thought: itself, the others, or nobody.",
+)
+@click.option(
+    "--lenient", is_flag=True, help="Leave out, with a recorded warning, settings that a model does not take."
+)
+@click.option("--cache", is_flag=True, help="Answer from the cache what this very conversation asked before.")
 @click.option("--choose-names", is_flag=True, help="Agents choose their names first.")
 @click.option("--prompt-tag", default="HUMAN", show_default=True, help='Stands before the opening; "" for nothing.')
-@click.option("--order", type=click.Choice(["alternate", "random"]), default="alternate", show_default=True)
+@click.option(
+    "--order",
+    type=click.Choice(["alternate", "random"]),
+    default="alternate",
+    show_default=True,
+    help="Who speaks when within a turn.",
+)
 @click.option("--first", metavar="ID", help="Who opens: an agent's id, or random.  [default: the first agent]")
 @click.option("--stop-phrase", metavar="TEXT", help="An agent that says this ends the conversation.")
 @click.option("--seed", type=int, help="All draws derive from it.  [default: drawn and recorded]")
@@ -395,17 +413,182 @@ def rebuild(target: str | None, everything: bool, output: Path | None) -> None:
 
 
 @cli.command()
+@click.argument("query", required=False)
+@click.option("--provider", metavar="NAME", help="Of one provider only.")
+@click.option("--all", "everything", is_flag=True, help="Everything that is listed, not only what has a short name.")
+@click.option("--remote", is_flag=True, help="Ask the provider what it serves.")
+@click.option("--loaded", is_flag=True, help="What Ollama holds in memory now.")
+@_as_json
+def models(query: str | None, **options: Any) -> None:
+    """List models with what is known of them: window, prices, whether they think, whether the key is there.
+
+    Any PROVIDER:MODEL may be used, listed or not; `?` is not known. Prices are USD per million tokens.
+
+    \b
+    Example:
+      pidgin models sonnet
+      pidgin models --provider ollama --remote
+    """
+    from .models import list_models
+
+    list_models(query, **options)
+
+
+@cli.group()
+def keys() -> None:
+    """Keep API keys in the system's keyring (the environment always wins).
+
+    \b
+    Example:
+      pidgin keys set anthropic
+    """
+
+
+@keys.command("set")
+@click.argument("provider")
+def keys_set(provider: str) -> None:
+    """Ask for a provider's key, or read it from a pipe, and keep it.
+
+    \b
+    Example:
+      pidgin keys set openai
+    """
+    from .models import set_key
+
+    set_key(provider)
+
+
+@keys.command("list")
+@_as_json
+def keys_list(as_json: bool) -> None:
+    """Say which keys are there and where; never the keys.
+
+    \b
+    Example:
+      pidgin keys list
+    """
+    from .models import list_keys
+
+    list_keys(as_json=as_json)
+
+
+@keys.command("remove")
+@click.argument("provider")
+def keys_remove(provider: str) -> None:
+    """Forget a provider's key.
+
+    \b
+    Example:
+      pidgin keys remove openai
+    """
+    from .models import remove_keys
+
+    remove_keys(provider)
+
+
+@cli.command()
+@_as_json
+def config(as_json: bool) -> None:
+    """Show where the settings are (config.toml) and what they say.
+
+    \b
+    Example:
+      pidgin config
+    """
+    from .models import show_config
+
+    show_config(as_json=as_json)
+
+
+@cli.group()
+def cache() -> None:
+    """Look at or empty the response cache.
+
+    \b
+    Example:
+      pidgin cache stats
+    """
+
+
+@cache.command("stats")
+@_as_json
+def cache_stats(as_json: bool) -> None:
+    """Say how many replies are kept, where, and how large the file is.
+
+    \b
+    Example:
+      pidgin cache stats
+    """
+    from .ask import show_cache
+
+    show_cache(as_json=as_json)
+
+
+@cache.command("clear")
+def cache_clear() -> None:
+    """Forget all replies.
+
+    \b
+    Example:
+      pidgin cache clear
+    """
+    from .ask import clear_cache
+
+    clear_cache()
+
+
+@cache.command("prune")
+@click.option("--max-mb", type=_Number(0, min_open=True), help="Keep the newest, at most so many megabytes.")
+@click.option("--older-than-days", type=_Number(0), help="Forget what is older.")
+def cache_prune(max_mb: float | None, older_than_days: float | None) -> None:
+    """Forget old replies.
+
+    \b
+    Example:
+      pidgin cache prune --older-than-days 30
+    """
+    from .ask import prune_cache
+
+    prune_cache(max_mb, older_than_days)
+
+
+@cli.command()
+@click.argument("prompt")
+@click.option("-m", "--model", required=True, metavar="MODEL", shell_complete=_complete_model, help="Who is asked.")
+@click.option("-s", "--system", metavar="TEXT", help="System prompt.")
+@click.option("--temperature", type=_Number(0, 2), help="Sampling temperature, 0 to 2.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Upper end of the reply.")
+@click.option("--think", is_flag=True, help="Ask the model to think first, and show it (dimmed).")
+@click.option("--cache/--no-cache", default=False, help="Answer from the cache what was asked before.")
+@click.option("--json", "as_json", is_flag=True, help="Print every event as a line of JSON.")
+def ask(prompt: str, **options: Any) -> int:
+    """Ask one model one question. Piped, it prints the bare answer. PROMPT may be @FILE or - for standard input.
+
+    \b
+    Example:
+      pidgin ask "Why is the sky blue?" -m claude
+      git diff | pidgin ask - -m gpt -s "Review this change."
+    """
+    from .ask import ask as put
+
+    return put(prompt, options)
+
+
+@cli.command()
 @_output
 @_as_json
-def doctor(output: Path | None, as_json: bool) -> int:
+@click.option("--install-ollama", is_flag=True, help="Show Ollama's own install command, and run it after a yes.")
+def doctor(output: Path | None, as_json: bool, install_ollama: bool) -> int:
     """Say what is installed, which keys are there, whether Ollama is up and the output can be written.
 
     \b
     Example:
       pidgin doctor
     """
-    from .doctor import examine
+    from .doctor import examine, offer_ollama
 
+    if install_ollama:
+        return offer_ollama()
     return examine(output, as_json=as_json)
 
 

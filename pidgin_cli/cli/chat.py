@@ -27,12 +27,15 @@ from pidgin_cli.experiments.runner import Runner, create_experiment, find_log
 from pidgin_cli.monitor.chat import ChatDisplay, TailDisplay
 from pidgin_cli.monitor.console import make_console
 from pidgin_cli.monitor.text import one_line, visible
-from pidgin_cli.providers.registry import PROVIDERS, ProviderPool, missing_key, split_model
-from pidgin_cli.spec.experiment import ExperimentSpec, check, load, resolve
+from pidgin_cli.providers.keys import fetch_key
+from pidgin_cli.providers.registry import PROVIDERS, ProviderPool, missing_key, split_model, unsupported
+from pidgin_cli.spec.catalogue import thinks
+from pidgin_cli.spec.experiment import ExperimentSpec, check, expand, load, resolve
 
 from .records import existing_root
+from .setup import use_person_settings
 
-__all__ = ["chat", "resume"]
+__all__ = ["chat", "read_prompt", "resume"]
 
 FINISHED = (Status.COMPLETED,)
 EXIT_INTERRUPTED = 130
@@ -47,6 +50,7 @@ _log = logging.getLogger(__name__)
 
 def chat(options: dict[str, Any]) -> int:
     """Hold the conversation that the flags describe. Gives the exit status."""
+    use_person_settings()
     root = OutputRoot(options["output"])
     spec = _spec(options)
     resolved, notices = resolve(spec, PROVIDERS)
@@ -59,6 +63,7 @@ def chat(options: dict[str, Any]) -> int:
 
 def resume(target: str | None, options: dict[str, Any]) -> int:
     """Go on with one record, or with all that can go on. Gives the exit status."""
+    use_person_settings()
     root = existing_root(options["output"])
     if (target is None) == (not options["everything"]):
         raise click.UsageError("Name what to go on with, or give --all.")
@@ -129,6 +134,8 @@ def _spec(options: dict[str, Any]) -> ExperimentSpec:
         "choose_names": options["choose_names"],
         "durability": options["durability"],
         "context": {"policy": policy, "limit_tokens": options["context_limit"]},
+        "lenient": options["lenient"],
+        "cache": "on" if options["cache"] else "off",
     }
     ids = [agent["id"] for agent in agents]
     if options["first"] not in (None, "random", *ids):
@@ -138,7 +145,7 @@ def _spec(options: dict[str, Any]) -> ExperimentSpec:
     if options["name"] is not None:
         data["name"] = _text("-n", options["name"], least=1, most=300)
     if options["prompt"] is not None:
-        data["prompt"] = _prompt(options["prompt"])
+        data["prompt"] = read_prompt(options["prompt"], "-p")
     timeouts = {
         f"{name}_s": value or None
         for name in ("connect", "first_token", "gap", "total")
@@ -203,6 +210,8 @@ def _agents(options: dict[str, Any]) -> list[dict[str, Any]]:
                 "max_tokens": options["max_tokens"],
                 "think": think,
                 "think_budget": budget,
+                "effort": options["effort"],
+                "thinking_visible": options["thinking_visible"],
                 "stop_phrase": phrase,
             }
         )
@@ -219,19 +228,20 @@ def _text(flag: str, text: str, *, least: int = 0, most: int | None = None) -> s
     return text
 
 
-def _prompt(text: str) -> str:
-    where = f"-p {text}"
+def read_prompt(text: str, flag: str = "PROMPT") -> str:
+    """The text itself, what is in @FILE, or for - standard input. Raises SpecError."""
+    where = f"{flag} {text}"
     try:
         if text == "-":
             if sys.stdin.isatty():
-                click.echo("Type the opening; Ctrl-D on a line of its own ends it.", err=True)
+                click.echo("Type the text; Ctrl-D on a line of its own ends it.", err=True)
             said = sys.stdin.buffer.read().decode("utf-8-sig")
         elif text.startswith("@"):
             said = Path(text[1:]).read_bytes().decode("utf-8-sig")
         else:
-            where, said = "-p", _text("-p", text)
+            where, said = flag, _text(flag, text)
     except OSError as error:
-        raise SpecError(f"{where}: {error.strerror}; -p @FILE reads a file, -p - standard input") from None
+        raise SpecError(f"{where}: {error.strerror}; @FILE reads a file, - standard input") from None
     except UnicodeDecodeError as error:
         raise SpecError(
             f"{where}: not UTF-8 (byte 0x{error.object[error.start]:02x} at position {error.start}); "
@@ -240,7 +250,8 @@ def _prompt(text: str) -> str:
     if text == "-" or text.startswith("@"):
         said = re.sub(r"\r?\n\Z", "", said)  # the end of the last line, not a part of the opening
     if not said.strip():
-        raise SpecError(f"{where}: the opening is empty; give some text, or leave -p out for the usual one")
+        hint = ", or leave -p out for the usual one" if flag == "-p" else ""
+        raise SpecError(f"{where}: the text is empty; give some{hint}")
     return said
 
 
@@ -253,6 +264,7 @@ def _check_models(spec: ExperimentSpec, root: OutputRoot) -> None:
         models.append(("the summaries", "", context.model))
     for who, agent_id, model_id in models:
         info, model = split_model(model_id)
+        fetch_key(info)
         if (variable := missing_key(info)) is not None:
             faults.append(f"{who} ({model_id}) needs a key: export {variable}=…")
         elif info.name == "local":
@@ -261,6 +273,10 @@ def _check_models(spec: ExperimentSpec, root: OutputRoot) -> None:
             check_model(model)
         elif info.name == "replay":
             _check_recording(root, model, agent_id)
+    if not spec.lenient:
+        for agent in expand(spec)[0].agents:
+            reasons = unsupported(split_model(agent.model)[0], agent, thinks=thinks(agent.model))
+            faults += [f"agent {agent.id}: {reason}; leave it out, or give --lenient" for reason in reasons.values()]
     if faults:
         raise SpecError("\n".join(faults))
 
@@ -487,7 +503,7 @@ async def _converse(
         timeouts = Timeouts(**spec.timeouts.model_dump())
         for model_id in models:
             pool.adapter(model_id, timeouts)  # a bad base URL or key shows here, before anything starts
-        await _prepare_ollama(pool, models, timeouts, consent=options["yes"])
+        await _prepare_ollama(root, pool, models, timeouts, consent=options["yes"])
         made = folder or create_experiment(root, spec)
         return await _run(root, made, pool, options)
     finally:
@@ -625,13 +641,27 @@ class _ToPerson(logging.Handler):
 # Ollama
 
 
-async def _prepare_ollama(pool: ProviderPool, models: Sequence[str], timeouts: Timeouts, *, consent: bool) -> None:
+async def _prepare_ollama(
+    root: OutputRoot, pool: ProviderPool, models: Sequence[str], timeouts: Timeouts, *, consent: bool
+) -> None:
     """See that Ollama is up and has the models; download one only after a yes."""
     wanted = list(dict.fromkeys(split_model(model)[1] for model in models if model.startswith("ollama:")))
     if not wanted:
         return
     from pidgin_cli.providers.ollama import OllamaProvider
+    from pidgin_cli.providers.ollama_setup import ensure_running, install_command, is_here, is_installed, is_running
 
+    try:
+        if is_here() and is_installed() and not await is_running():
+            may_start = consent or await _yes("Ollama is installed but not running. Start it now?")
+            if await ensure_running(root.run_logs / "ollama.log", lambda: may_start) is not None:
+                click.echo("Ollama is running now, and stays so", err=True)
+    except ProviderError as error:
+        raise SpecError(str(error)) from None
+    if is_here() and not is_installed() and not await is_running():
+        command = install_command()
+        how = f"; its own install command is: {command}" if command else ""
+        raise SpecError(f"Ollama does not answer and is not installed{how}; or see: pidgin doctor --install-ollama")
     ollama = pool.adapter(f"ollama:{wanted[0]}", timeouts)
     assert isinstance(ollama, OllamaProvider)
     try:
@@ -647,15 +677,22 @@ async def _prepare_ollama(pool: ProviderPool, models: Sequence[str], timeouts: T
 
 
 async def _offer(ollama: Any, model: str, *, consent: bool) -> None:
-    if not consent:
-        asks = sys.stdin.isatty() and sys.stdout.isatty()
-        if asks:
-            click.echo(f"Ollama does not have {visible(model)}. Download it now? [y/N]: ", nl=False, err=True)
-        answer = (await _read_line() if asks else None) or ""
-        if answer.strip().lower() not in ("y", "yes"):
-            hint = "" if asks else " (or give --yes)"
-            raise NotFound(f"Ollama does not have {model}; get it with: ollama pull {model}{hint}")
+    if not consent and not await _yes(f"Ollama does not have {visible(model)}. Download it now?"):
+        hint = "" if _at_terminal() else " (or give --yes)"
+        raise NotFound(f"Ollama does not have {model}; get it with: ollama pull {model}{hint}")
     await _pull(ollama, model)
+
+
+def _at_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+async def _yes(question: str) -> bool:
+    """Whether the person says yes; no where there is nobody to ask."""
+    if not _at_terminal():
+        return False
+    click.echo(f"{question} [y/N]: ", nl=False, err=True)
+    return (await _read_line() or "").strip().lower() in ("y", "yes")
 
 
 async def _pull(ollama: Any, model: str) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import os
 import platform
 import shutil
+import sys
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,7 +21,7 @@ from pidgin_cli.monitor.console import make_console
 from pidgin_cli.monitor.text import visible
 from pidgin_cli.providers.registry import PROVIDERS, at_home
 
-__all__ = ["examine"]
+__all__ = ["examine", "offer_ollama"]
 
 PACKAGES = ("anthropic", "openai", "ollama", "genai-prices", "msgspec", "pydantic", "rich")
 LOW_DISK_BYTES = 1_000_000_000
@@ -48,6 +49,24 @@ def examine(output: Path | None, *, as_json: bool) -> int:
             mark, style = marks[finding.status]
             console.print(Text.assemble((f"{mark} ", style), f"{finding.check:<22}", (visible(finding.detail), "dim")))
     return 1 if any(finding.status == "problem" for finding in findings) else 0
+
+
+def offer_ollama() -> int:
+    """Show the vendor's own install command and run it on an explicit yes at a terminal. Gives the exit status."""
+    from pidgin_cli.providers.ollama_setup import DOWNLOAD_PAGE, install_command, is_installed, run_install
+
+    if is_installed():
+        click.echo("Ollama is installed; start it with: ollama serve")
+        return 0
+    command = install_command()
+    click.echo(f"Ollama's own command for this system: {command}" if command else f"Get Ollama at {DOWNLOAD_PAGE}")
+    if command is None:
+        return 1
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        click.echo("Run it yourself; Pidgin runs it only when told so at a terminal.")
+        return 1
+    done = run_install(lambda shown: click.confirm(f"Run {shown}?", default=False))
+    return 0 if done else 1
 
 
 def _python() -> Finding:

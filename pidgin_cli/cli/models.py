@@ -8,28 +8,21 @@ from typing import Any
 
 import click
 import msgspec
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from pidgin_cli.core.errors import PidginError, SpecError
 from pidgin_cli.core.types import Timeouts
+from pidgin_cli.monitor.console import make_console
 from pidgin_cli.monitor.text import visible
-from pidgin_cli.providers.keys import remove_key, store_key, stored_key
+from pidgin_cli.providers.keys import fetch_key, remove_key, store_key, stored_key
 from pidgin_cli.providers.registry import PROVIDERS, ProviderPool, missing_key
 from pidgin_cli.spec.catalogue import ModelFacts, aliases, facts, known_models
 from pidgin_cli.spec.settings import Settings, config_folder, load_settings
 
+from .setup import use_person_settings
+
 __all__ = ["list_keys", "list_models", "remove_keys", "set_key", "show_config"]
-
-PIPED_WIDTH = 400
-
-
-def _console() -> Console:
-    console = Console(highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
-        console.width = PIPED_WIDTH
-    return console
 
 
 def list_models(
@@ -40,6 +33,7 @@ def list_models(
     Without a query: those with a short name. `remote` asks the provider what it serves; `loaded` asks Ollama what it
     holds in memory.
     """
+    use_person_settings()
     if provider is not None and provider not in PROVIDERS:
         raise SpecError(f"no provider {provider!r}; there are {', '.join(PROVIDERS)}")
     if loaded:
@@ -100,7 +94,7 @@ def _print_models(found: Iterable[ModelFacts], by_model: dict[str, list[str]]) -
             {True: "yes", False: "no", None: "?"}[fact.thinks],
             {True: Text("✓", "green"), False: Text("missing", "yellow"), None: Text("-", "dim")}[key],
         )
-    _console().print(table)
+    make_console().print(table)
 
 
 def _price(price: float | None) -> str:
@@ -111,6 +105,9 @@ async def _remote(provider: str | None) -> list[str]:
     if provider is None:
         raise SpecError("--remote asks one provider: name it with --provider")
     info = PROVIDERS[provider]
+    fetch_key(info)
+    if (variable := missing_key(info)) is not None:
+        raise SpecError(f"{provider} needs a key: export {variable}=…")
     pool = ProviderPool()
     try:
         adapter: Any = pool.adapter(f"{provider}:any", Timeouts())
@@ -139,13 +136,14 @@ def _list_loaded(*, as_json: bool) -> None:
         size = f"{model.size_bytes / 1e9:.1f} GB"
         until = "?" if model.expires_at is None else f"{model.expires_at.astimezone():%H:%M:%S}"
         table.add_row(visible(model.name), size, share, until)
-    _console().print(table)
+    make_console().print(table)
 
 
 # Keys
 
 
 def _variable(provider: str) -> str:
+    use_person_settings()
     if provider not in PROVIDERS:
         with_keys = ", ".join(name for name, known in PROVIDERS.items() if known.key_env)
         raise SpecError(f"no provider {provider!r}; there are {with_keys}")
@@ -171,6 +169,7 @@ def set_key(provider: str) -> None:
 
 def list_keys(*, as_json: bool) -> None:
     """Print which keys are there, and where; never the keys."""
+    use_person_settings()
     rows = []
     for info in PROVIDERS.values():
         if not info.key_env:

@@ -252,6 +252,7 @@ class Conductor:
     async def _checkpoint(self) -> None:
         """Wait while anybody wants a pause; raise `Stop` when anybody wants the end."""
         control = self.control
+        await asyncio.sleep(0)  # models that never wait would keep signals, timers and everybody else out
         while True:
             if self._delegates.watching or self._delegate_pause is not None:
                 self._ask_delegates()

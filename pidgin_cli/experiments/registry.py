@@ -38,8 +38,11 @@ class PidFile:
             raise LogError(f"the experiment is being run by process {other.pid}; stop it first")
         started = psutil.Process().create_time()
         making = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        making.write_bytes(msgspec.json.encode({"pid": os.getpid(), "started": started}))
-        making.replace(self.path)
+        try:
+            making.write_bytes(msgspec.json.encode({"pid": os.getpid(), "started": started}))
+            making.replace(self.path)
+        except OSError as error:
+            raise LogError(f"{self.path} cannot be written: {error.strerror}; free some room, then resume") from error
 
     def beat(self) -> None:
         with contextlib.suppress(OSError):

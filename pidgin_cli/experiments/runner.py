@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import platform
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -254,6 +255,8 @@ def find_log(root: OutputRoot, wanted: str) -> Path:
     logs = folder.logs()
     if wanted in logs:
         return logs[wanted]
+    if wanted != folder.experiment_id and re.fullmatch(r"[a-z0-9]{8}-\d+", wanted):
+        raise NotFound(f"{folder.experiment_id} has no conversation {wanted!r} that has begun")
     if len(logs) == 1:
         return next(iter(logs.values()))
     if not logs:

@@ -222,6 +222,11 @@ class AnthropicProvider:
                 async for delta in deltas:
                     yield delta
 
+    async def served_models(self) -> list[str]:
+        """Names of the models that the account may use."""
+        with self._translating():
+            return [model.id async for model in self._client.models.list()]
+
     async def aclose(self) -> None:
         await self._client.close()
 

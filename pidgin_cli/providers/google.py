@@ -170,6 +170,12 @@ class GoogleProvider:
             http_options=types.HttpOptions(extra_body=self.effective_parameters(request)),
         )
 
+    async def served_models(self) -> list[str]:
+        """Names of the models that the key may use."""
+        with self._translating([]):
+            models = await self._client.aio.models.list()
+            return [(model.name or "").removeprefix("models/") async for model in models]
+
     async def aclose(self) -> None:
         await self._http.aclose()
         self._client.close()

@@ -131,6 +131,10 @@ class OllamaProvider:
         with self._translating():
             return [model.model for model in (await self._client.list()).models if model.model]
 
+    async def served_models(self) -> list[str]:
+        """The same, under the name that other adapters have for it."""
+        return await self.installed_models()
+
     async def pull(self, model: str) -> AsyncIterator[PullProgress]:
         """Download `model`, telling how far it is. Only to be called after a person said yes; ends when it is there."""
         done = False

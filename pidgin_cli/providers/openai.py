@@ -170,6 +170,11 @@ class OpenAIProvider:
                 async for delta in deltas:
                     yield delta
 
+    async def served_models(self) -> list[str]:
+        """Names of the models that the server has."""
+        with self._translating():
+            return [model.id async for model in self._client.models.list()]
+
     async def aclose(self) -> None:
         await self._client.close()
 

@@ -44,7 +44,7 @@ MESSAGE_LIMIT = 500
 
 _STYLE = re.compile(r"<(script|style|head)\b.*?</\1\s*>|<!--.*?-->", re.DOTALL | re.IGNORECASE)
 _TAG = re.compile(r"<[^>]*>")
-_KEY = re.compile(r"\b(?:sk|gsk|xai|pk|rk)-[\w*.-]{4,}")
+_KEY = re.compile(r"\b(?:sk|gsk|xai|pk|rk)-[\w*.-]{4,}|\b[\w-]+\*{3,}[\w*-]*")
 
 
 def base_url(info: ProviderInfo) -> str:

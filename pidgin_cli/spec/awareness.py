@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pidgin_cli.core.errors import SpecError
 
-from .errors import explain, refuse_half_characters
+from .errors import explain, refuse_half_characters, safe_load
 
 __all__ = ["PRESETS", "Awareness", "Seat", "load_awareness", "preset_text", "system_prompt", "templates_folder"]
 
@@ -109,7 +109,7 @@ def load_awareness(value: str, agents: Sequence[Seat], *, serves: str | None = N
 def _read(path: Path) -> tuple[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
-        data = yaml.safe_load(text)
+        data = safe_load(text)
         return text, {} if data is None else data
     except OSError as error:
         raise SpecError(f"awareness file {path}: {error.strerror}") from None

@@ -22,7 +22,7 @@ from .conversation import (
     derive_seed,
     spec_hash,
 )
-from .errors import explain, refuse_half_characters
+from .errors import explain, refuse_half_characters, safe_load
 
 __all__ = [
     "AgentSpec",
@@ -176,7 +176,7 @@ def load(path: Path) -> ExperimentSpec:
     """The spec in a YAML file. Raises SpecError that names every fault with its line."""
     try:
         text = path.read_text(encoding="utf-8")
-        data = yaml.safe_load(text)
+        data = safe_load(text)
     except OSError as error:
         raise SpecError(f"{path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -201,7 +201,9 @@ def resolve(spec: ExperimentSpec, providers: Collection[str]) -> Resolved:
         awareness = agent.awareness
         prompt = agent.system_prompt
         if isinstance(awareness, str):
-            found, said = load_awareness(awareness, seats, serves=agent.id)
+            # A file that is given for everybody speaks to everybody.
+            alone = any(other.awareness != awareness for other in spec.agents)
+            found, said = load_awareness(awareness, seats, serves=agent.id if alone else None)
             notices += [notice for notice in said if notice not in notices]
             awareness = _inline(found, agent.id)
         if prompt is None and awareness is not None:
@@ -229,7 +231,7 @@ def _inline(awareness: Awareness, agent_id: str) -> AwarenessSpec:
 
 def _names(agents: tuple[AgentSpec, ...], models: list[str]) -> list[str]:
     """Display names: as given, else from the model; self-play gets the agent's id behind it."""
-    plain = [model.partition(":")[2].partition("?")[0].rpartition("/")[2] or model for model in models]
+    plain = [(model.partition(":")[2].partition("?")[0].rpartition("/")[2] or model)[:40] for model in models]
     return [
         agent.name or (name if plain.count(name) == 1 else f"{name}-{agent.id}")
         for agent, name in zip(agents, plain, strict=True)

@@ -1,0 +1,112 @@
+"""`ask` and `cache`: one question, and the replies that are kept."""
+
+import asyncio
+import sys
+from dataclasses import asdict
+from typing import Any
+
+import click
+import msgspec
+from rich.text import Text
+
+from pidgin_cli.conversation.dialogue import CompleteEvent, Dialogue, ErrorEvent, TokenEvent
+from pidgin_cli.core.errors import SpecError
+from pidgin_cli.core.types import Agent, AgentSettings
+from pidgin_cli.monitor.chat import cost_text
+from pidgin_cli.monitor.console import make_console
+from pidgin_cli.monitor.text import Wrapper, visible
+from pidgin_cli.providers.cache import ResponseCache
+from pidgin_cli.providers.keys import fetch_key
+from pidgin_cli.providers.registry import PROVIDERS, missing_key, split_model, unsupported
+from pidgin_cli.spec.catalogue import resolve_model, thinks
+
+from .chat import read_prompt
+from .setup import use_person_settings
+
+__all__ = ["ask", "clear_cache", "prune_cache", "show_cache"]
+
+
+def ask(prompt: str, options: dict[str, Any]) -> int:
+    """Ask one model one question and print the answer as it comes. Gives the exit status."""
+    use_person_settings()
+    model_id = resolve_model(options["model"], PROVIDERS)
+    info, _ = split_model(model_id)
+    fetch_key(info)
+    if (variable := missing_key(info)) is not None:
+        raise SpecError(f"{model_id} needs a key: export {variable}=…")
+    settings = AgentSettings(
+        temperature=options["temperature"], max_tokens=options["max_tokens"], think=True if options["think"] else None
+    )
+    agent = Agent(id="a", model=model_id, name="a", settings=settings)
+    for reason in unsupported(info, agent, thinks=thinks(model_id)).values():
+        raise SpecError(f"{reason}; leave it out")
+    return asyncio.run(_ask(read_prompt(prompt), model_id, settings, options))
+
+
+async def _ask(prompt: str, model_id: str, settings: AgentSettings, options: dict[str, Any]) -> int:
+    console = make_console()
+    bare = options["as_json"] or not console.is_terminal
+    wrapper = Wrapper(lambda piece: console.print(Text(piece), end="", soft_wrap=True), min(console.width, 100))
+    async with Dialogue(model_id, system=options["system"], settings=settings, cache=options["cache"]) as dialogue:
+        async for event in dialogue.process_stream(prompt):
+            if options["as_json"]:
+                click.echo(msgspec.json.encode(asdict(event)))
+            elif isinstance(event, TokenEvent):
+                if bare:
+                    sys.stdout.write(event.text)
+                    sys.stdout.flush()
+                else:
+                    wrapper.feed(visible(event.text))
+            elif isinstance(event, CompleteEvent):
+                if bare:
+                    sys.stdout.write("" if event.response.endswith("\n") else "\n")
+                else:
+                    wrapper.close()
+                    console.print()
+                    console.print(_facts(event), style="dim")
+            if isinstance(event, ErrorEvent):
+                if not options["as_json"]:
+                    wrapper.close()
+                    click.echo(f"Error: {event.error}: {visible(event.message)}", err=True)
+                return 1
+    return 0
+
+
+def _facts(event: CompleteEvent) -> str:
+    metrics = event.metrics
+    facts = [] if metrics.tokens is None else [f"{metrics.tokens:,} tokens"]
+    facts.append(cost_text(metrics.cost_usd))
+    if metrics.ttft is not None:
+        facts.append(f"first token {metrics.ttft:.2f} s")
+    if event.from_cache:
+        facts.append("from the cache")
+    return " · ".join(facts)
+
+
+def show_cache(*, as_json: bool) -> None:
+    """Print what the cache holds."""
+    stats = ResponseCache().stats()
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode([stats]), indent=2))
+        return
+    click.echo(f"{stats.path}: {stats.entries:,} replies, {stats.bytes / 1e6:.1f} MB")
+    if stats.oldest is not None and stats.newest is not None:
+        click.echo(f"from {stats.oldest.astimezone():%Y-%m-%d %H:%M} to {stats.newest.astimezone():%Y-%m-%d %H:%M}")
+    if stats.problem is not None:
+        click.echo(f"it cannot be used: {visible(stats.problem)}; start a new one with: pidgin cache clear")
+
+
+def clear_cache() -> None:
+    """Forget all replies."""
+    click.echo(f"forgot {ResponseCache().clear():,} replies")
+
+
+def prune_cache(max_mb: float | None, older_than_days: float | None) -> None:
+    """Forget replies that are old or too many."""
+    if max_mb is None and older_than_days is None:
+        raise click.UsageError("Say what may go: --older-than-days N, --max-mb N, or both.")
+    gone = ResponseCache().prune(
+        max_bytes=None if max_mb is None else int(max_mb * 1e6),
+        older_than_s=None if older_than_days is None else older_than_days * 86400,
+    )
+    click.echo(f"forgot {gone:,} replies")
