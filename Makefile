@@ -65,7 +65,8 @@ check: $(READY) ## lint, format, types, imports between the floors, docs in step
 	step 'mypy' $(PY) -m mypy; \
 	step 'import-linter' $(PY) -c 'from importlinter.cli import lint_imports_command as run; run()' --no-logo; \
 	step 'docs in step' $(PY) docs/generate.py --check; \
-	for tool in node chromium; do command -v $$tool >/dev/null || echo "-- absent: $$tool (nothing needs it yet)"; done; \
+	command -v node >/dev/null || echo "-- absent: node (tests against a mock server by others need it)"; \
+	command -v chromium >/dev/null || echo "-- absent: chromium (nothing needs it yet)"; \
 	[ -z "$$failed" ] || { echo "FAILED:$$failed"; exit 1; }
 
 bench: $(READY) ## measure against the budgets; ARGS=--quick takes a fifth of the time
@@ -87,5 +88,5 @@ lock: ## refresh requirements-dev.txt to the newest versions that fit pyproject.
 	cp "$$scratch/project/requirements-dev.txt" requirements-dev.txt
 
 clean: ## remove .venv and everything built; records in pidgin_output stay
-	@rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@rm -rf .venv node_modules build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	@find pidgin_cli tests benchmarks docs -name __pycache__ -prune -exec rm -rf {} +

@@ -525,8 +525,8 @@ event in the record, never something that an agent said.
 RETRY_POLICY = """
 What may pass by itself is tried again: {attempts} attempts at one message, the first included. The wait is as long as
 the provider asks for (`Retry-After`, `retry-after-ms`, Google's `retryDelay`); where it asks for nothing, it is drawn
-from between 0 and {base:g} s, with the upper end doubled at every attempt up to {longest:g} s. Every wait is an event, a
-`RateLimitEvent` or an `APIErrorEvent` with `wait_s`, and shows in the display. The keys `retries` and `timeouts` of a
+from between 0 and {base:g} s, with the upper end doubled at every attempt up to {longest:g} s. Every wait is an event,
+a `RateLimitEvent` or an `APIErrorEvent` with `wait_s`, and shows in the display. The keys `retries` and `timeouts` of a
 [spec](spec.md) change these numbers. The SDKs' own retries are switched off.
 
 A reply that died half-way is never continued and never joined: what had come is recorded as a
@@ -537,8 +537,8 @@ missing.
 
 WAIT_RETRIED = "as long as the provider asks, else the back-off below"
 LIMIT_EFFECTS = {
-    "RateLimited": "fewer requests at once for all conversations with this model; none until the time that was asked for",
-    "Overloaded": "no growth of the requests at once for a while; none until the time that was asked for",
+    "RateLimited": "fewer requests at once for all conversations with the model; none until the time asked for",
+    "Overloaded": "no growth of the requests at once for a while; none until the time asked for",
     "ProviderTimeout": "no growth of the requests at once for a while",
     "ProviderUnavailable": "no growth of the requests at once for a while",
 }
@@ -563,7 +563,9 @@ cell means that this provider has no such fault.
 
 def failures() -> str:
     retries, timeouts = Retries(), Timeouts()
-    kinds = [kind for kind in map(errors.__dict__.get, errors.__all__) if _is_provider_error(kind)]
+    kinds: list[type[errors.ProviderError]] = [
+        kind for name in errors.__all__ if _is_provider_error(kind := getattr(errors, name))
+    ]
     rows = [
         (
             f"`{kind.__name__}`",

@@ -337,7 +337,7 @@ def _closed_port() -> int:
 
 
 def _failures(run: Run) -> dict[str, Any]:
-    """The errors of the record, which in one run are all of one kind, or the length of the reply where there are none."""
+    """The errors of the record, all of one kind, or the length of the reply where there are none."""
     errors = [event for event in run.events if isinstance(event, APIErrorEvent | RateLimitEvent)]
     abandoned = of_type(run.events, MessageAbandonedEvent)
     if not errors:

@@ -35,6 +35,7 @@ from pidgin_cli.core.events import (
     TokenUsageEvent,
     TurnCompleteEvent,
     TurnStartEvent,
+    WarningEvent,
 )
 from pidgin_cli.core.types import Delta, ModelRequest, Role, Timeouts
 from pidgin_cli.eventlog.folder import ExperimentFolder, OutputRoot
@@ -287,6 +288,7 @@ class _Grammar:
         self.count = 0
         self.prompted: list[str] = []
         self.named: list[str] = []
+        self.warned: set[tuple[str | None, str]] = set()
         self.turn = 0
         self.turn_open = False
         self.turns_complete = 0
@@ -475,6 +477,13 @@ class _Grammar:
 
     def _LimitChangedEvent(self, event: LimitChangedEvent) -> None:  # noqa: N802
         """May stand anywhere: the limit is that of the whole process."""
+
+    def _WarningEvent(self, event: WarningEvent) -> None:  # noqa: N802
+        """May stand anywhere, but once about each setting."""
+        about = (event.agent_id, event.what)
+        assert event.agent_id is None or event.agent_id in self.ids
+        assert about not in self.warned, f"a second warning about {about}"
+        self.warned.add(about)
 
     def _ModelLoadEvent(self, event: ModelLoadEvent) -> None:  # noqa: N802
         """May stand anywhere: the server is that of the whole process."""

@@ -864,6 +864,32 @@ async def test_codes_say_more_than_the_status(
 
 
 @pytest.mark.parametrize(
+    ("status", "text", "expected"),
+    [
+        (400, "Incorrect API key provided: xa***ng. You can obtain one.", AuthenticationFailed),
+        (400, "This model's maximum prompt length is 131072 but the request contains 136973.", ContextLengthExceeded),
+        (403, "Content violates usage guidelines. Failed check: SAFETY_CHECK_TYPE_BIO", ContentFiltered),
+        (403, "Your team is blocked.", AuthenticationFailed),
+        (400, "Argument not supported on this model: stop", RequestRejected),
+    ],
+)
+async def test_xai_tells_by_words_alone(
+    status: int, text: str, expected: type[ProviderError], server: LoopbackServer, open_provider: Open
+):
+    """xAI puts a sentence where others have a code; a half-masked key in it is masked whole."""
+    server.script(Reply(status=status, body={"code": "Some sentence", "error": text}))
+    error = await failure(open_provider("openai"), request_for("openai"))
+    assert (type(error), str(error)) == (expected, text.replace("xa***ng", "[key]"))
+
+
+async def test_an_error_of_another_ollama_is_its_words(server: LoopbackServer, open_provider: Open):
+    """Servers that only speak Ollama's API may put an object where Ollama has a text."""
+    server.script(Reply(status=429, body={"error": {"message": "Slow down.", "type": "rate_limit_error"}}))
+    error = await failure(open_provider("ollama"), request_for("ollama"))
+    assert (type(error), str(error)) == (RateLimited, "Slow down.")
+
+
+@pytest.mark.parametrize(
     ("name", "event", "expected"),
     [
         ("anthropic", vendor_error("anthropic", "Overloaded", "overloaded_error"), Overloaded),

@@ -18,15 +18,15 @@ async def test_a_fault_does_what_the_docs_say(fault: str, provider: str):
 
 def test_the_table_is_whole():
     """The committed outcomes are of all faults and providers, and of no others."""
-    assert {fault: list(found) for fault, found in COMMITTED.items()} == dict.fromkeys(
-        chaos.FAULTS, list(chaos.PROVIDERS)
-    )
+    assert {fault: list(found) for fault, found in COMMITTED.items()} == {
+        fault: list(chaos.PROVIDERS) for fault in chaos.FAULTS
+    }
     assert chaos.COMMITTED.read_text(encoding="utf-8") == chaos.dump(COMMITTED)
 
 
 @pytest.mark.parametrize(("fault", "provider"), [(f, p) for f in COMMITTED for p in COMMITTED[f] if COMMITTED[f][p]])
 def test_no_outcome_is_one_that_we_would_not_want(fault: str, provider: str):
-    """What may pass by itself is tried again and then goes on; what does not ends at once, with the provider's words."""
+    """What may pass is tried again and then goes on; what does not ends at once, with the provider's words."""
     found = COMMITTED[fault][provider]
     if "error" not in found:
         assert found["always"].startswith("completed: turn_limit")

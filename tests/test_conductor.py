@@ -235,8 +235,9 @@ async def test_silence_is_shown_by_a_declared_placeholder(tmp_path: Path) -> Non
     assert run.events[-1].notable == {"empty": 3}  # type: ignore[attr-defined]
 
 
-async def test_thinking_is_recorded_apart_from_the_text(tmp_path: Path) -> None:
-    """Each block is an event before its message, the token count stands on the last; the message holds none of it."""
+@pytest.mark.parametrize("visible", ["own", "nobody"])
+async def test_thinking_is_recorded_apart_from_the_text(visible: str, tmp_path: Path) -> None:
+    """Each block is an event before its message, which holds none of it; back to its model it goes only as `own`."""
     thinker = Scripted(
         [
             ThinkingDelta("One, "),
@@ -247,7 +248,8 @@ async def test_thinking_is_recorded_apart_from_the_text(tmp_path: Path) -> None:
             Finish(model="m1-2026"),
         ]
     )
-    run = await converse(tmp_path, experiment("openai:m1", "local:test", max_turns=2), pool=ScriptedPool(m1=thinker))
+    spec = experiment("openai:m1", "local:test", max_turns=2, agents={"a": {"thinking_visible": visible}})
+    run = await converse(tmp_path, spec, pool=ScriptedPool(m1=thinker))
     check_record(run.events)
     blocks = of_type(run.events, ThinkingCompleteEvent)
     assert [(b.content, b.signature, b.tokens) for b in blocks[:2]] == [
@@ -257,7 +259,8 @@ async def test_thinking_is_recorded_apart_from_the_text(tmp_path: Path) -> None:
     assert texts(run.events)[0] == "Done."
     assert "Three" not in texts(run.events)[0]
     own = thinker.requests[1].messages[1]
-    assert [(block.text, block.signature) for block in own.thinking] == [("One, two.", "sig-1")]
+    sent = [("One, two.", "sig-1"), ("Three.", None)] if visible == "own" else []
+    assert [(block.text, block.signature) for block in own.thinking] == sent
 
 
 # Who speaks

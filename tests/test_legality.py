@@ -1,10 +1,11 @@
 """Random conversations as every provider family gets them: legal for its API, and nothing for other eyes."""
 
+import json
 import re
 from base64 import b64decode, b64encode
 from collections import Counter
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
 from hypothesis import given, settings
@@ -38,7 +39,11 @@ class Talk(NamedTuple):
 
 @st.composite
 def talks(draw: st.DrawFn) -> Talk:
-    agents = tuple(Agent(id=i, model="local:test", name=f"name-{i}") for i in "abcde"[: draw(st.integers(2, 5))])
+    visible = st.sampled_from(["own", "partner", "nobody"])
+    agents = tuple(
+        Agent(id=i, model="local:test", name=f"name-{i}", thinking_visible=draw(visible))
+        for i in "abcde"[: draw(st.integers(2, 5))]
+    )
     label = draw(st.sampled_from([None, "[{name}]: {text}"]))
     tag = draw(st.sampled_from(["HUMAN", ""]))
     spec = ConversationSpec(agents=agents, opening=draw(TEXTS), speaker_label=label, prompt_tag=tag)
@@ -53,7 +58,8 @@ def talks(draw: st.DrawFn) -> Talk:
 
     def thinking() -> tuple[ThinkingBlock, ...]:
         signatures = st.none() | st.binary(min_size=1, max_size=9).map(lambda data: b64encode(data).decode())
-        blocks = st.builds(ThinkingBlock, st.just(f"thought<t{len(history.turns)}>"), signatures)
+        words = st.sampled_from([f"thought<t{len(history.turns)}>", f"more<t{len(history.turns)}>"])
+        blocks = st.builds(ThinkingBlock, words, signatures) | st.just(ThinkingBlock("", b64encode(b"bare").decode()))
         return tuple(draw(st.lists(blocks, max_size=2)))
 
     for agent in agents:
@@ -196,6 +202,8 @@ def _chat_entry(message: dict[str, Any]) -> Entry:
         case {"role": "assistant", "tool_calls": [*calls]}:
             text = [Piece("text", message["content"])] if message["content"] else []
             return Entry("assistant", [*text, *(Piece("call", call["function"]["name"], call["id"]) for call in calls)])
+        case {"role": "assistant", "content": str(text), "thinking": str(thought), **rest} if thought and not rest:
+            return Entry("assistant", [Piece("thinking", thought), Piece("text", text)])  # Ollama's own
         case {"role": "user" | "assistant" as role, "content": str(text), **rest} if not rest:
             return Entry(role, [Piece("text", text)])
     raise AssertionError(message)
@@ -249,7 +257,9 @@ def test_every_request_is_legal_for_its_family(talk: Talk):
                 assert [piece.id for piece in other.pieces if piece.kind == "result"] == calls, (family, one, other)
             for entry in entries:
                 assert entry.pieces, family
-                assert all(piece.text.strip() for piece in entry.pieces if piece.kind != "result"), (family, entry)
+                # A signature may stand alone, as Anthropic itself sends it where thinking is not displayed.
+                blank = {"result", "thinking"} if family == "anthropic" else {"result"}
+                assert all(piece.text.strip() for piece in entry.pieces if piece.kind not in blank), (family, entry)
 
 
 @settings(deadline=None)  # machines differ
@@ -269,6 +279,28 @@ def test_no_family_shows_an_agent_what_is_not_for_it(talk: Talk):
             assert found == expected(talk, agent, family), family
 
 
+@settings(deadline=None)  # machines differ
+@given(talk=talks())
+def test_signatures_go_back_only_to_an_agent_that_keeps_its_thinking(talk: Talk):
+    """Without `own` no family sends a signature; with it Anthropic sends its own blocks', Google the last of each."""
+    for agent in talk.spec.agents:
+        request = talk.request(agent)
+        own = [turn.thinking for turn in talk.history.turns if turn.agent_id == agent.id]
+        signed = [[block.signature for block in thinking if block.signature] for thinking in own]
+        if agent.thinking_visible != "own":
+            signed = []
+        contents = [message["content"] for message in anthropic._messages(request.messages)]
+        blocks = [block for content in contents if isinstance(content, list) for block in content]
+        assert [block["signature"] for block in blocks if "signature" in block] == list(chain(*signed))
+        parts = [part for content in google._contents(request.messages) for part in content["parts"]]
+        sent = [b64encode(part["thought_signature"]).decode() for part in parts if "thought_signature" in part]
+        assert sent == [signatures[-1] for signatures in signed if signatures]
+        everything = json.dumps(
+            [openai._messages(request), ollama._messages(request), responses._items(request.messages)]
+        )
+        assert "signature" not in everything
+
+
 def expected(talk: Talk, agent: Agent, family: str) -> Counter[tuple[str, str, str]]:
     """Which marks the agent is sent, in which role, as what kind of piece."""
     marks: Counter[tuple[str, str, str]] = Counter()
@@ -284,7 +316,14 @@ def expected(talk: Talk, agent: Agent, family: str) -> Counter[tuple[str, str, s
             private = turn.tool_call is not None or turn.agent_id is None
             if agent.id in (turn.audience or ()) or not private:
                 marks[f"<{number}>", "user", "text"] += 1
-        if mine and family == "anthropic":
-            # Thinking goes back where its signature is; the others get the signature at most.
-            marks[f"<t{number}>", "assistant", "thinking"] += sum(bool(block.signature) for block in turn.thinking)
+        texts = [block for block in turn.thinking if block.text]
+        visible = talk.spec.agent(turn.agent_id).thinking_visible if turn.agent_id else "nobody"
+        if mine and visible == "own":
+            back = {
+                "anthropic": [block for block in texts if block.signature],  # signed blocks only
+                "ollama": texts,
+            }  # Google gets the signature, the others nothing
+            marks[f"<t{number}>", "assistant", "thinking"] += len(back.get(family, ()))
+        elif not mine and visible == "partner":
+            marks[f"<t{number}>", "user", "text"] += len(texts)
     return +marks

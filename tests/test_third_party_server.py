@@ -65,12 +65,14 @@ def _error(status: int, text: str, kind: str, **more: Any) -> dict[str, Any]:
 FIXTURES = [
     *_once("once too fast", response=_error(429, "Slow down, please.", "rate_limit_error", retryAfter=1)),
     *_once("once busy", response=_error(529, "Overloaded", "overloaded_error")),
-    *_once("once cut", truncateAfterChunks=3),
+    *_once(
+        "once cut", truncateAfterChunks=4, latency=20
+    ),  # without it, what was written is dropped with the connection
     *_once("once malformed", chaos={"malformedRate": 1.0}),
     *_once("once dropped", chaos={"disconnectRate": 1.0}),
     *(
         {"match": {"userMessage": f"once {what}"}, "response": {"content": SAID}}
-        for what in "too fast,busy,cut,malformed,dropped".split(",")
+        for what in ["too fast", "busy", "cut", "malformed", "dropped"]
     ),
     {
         "match": {"userMessage": "too fast"},

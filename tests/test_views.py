@@ -3,7 +3,7 @@
 import gc
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -34,8 +34,16 @@ from pidgin_cli.spec.conversation import ConversationSpec
 BLANKS = ("", " ", "\n\t ", "\u2003")
 
 
-def a_spec(count: int = 2, opening: str = "Hello.", **changes: Any) -> ConversationSpec:
-    agents = tuple(Agent(id=i, model="local:test", name=f"name-{i}") for i in "abcde"[:count])
+VISIBLE = ("own", "partner", "nobody")
+
+
+def a_spec(
+    count: int = 2, opening: str = "Hello.", thinking_visible: Sequence[Any] = ("nobody",) * 5, **changes: Any
+) -> ConversationSpec:
+    agents = tuple(
+        Agent(id=i, model="local:test", name=f"name-{i}", thinking_visible=visible)
+        for i, visible in zip("abcde"[:count], thinking_visible, strict=False)
+    )
     return ConversationSpec(agents=agents, opening=opening, **changes)
 
 
@@ -94,6 +102,8 @@ def benches(draw: st.DrawFn) -> tuple[Bench, list[Step]]:
         opening=draw(TEXTS.map(lambda text: f"{text}<opening>" if text.strip() else text)),
         prompt_tag=draw(st.sampled_from(["HUMAN", "", "X Y"])),
         speaker_label=draw(st.sampled_from([None, "[{name}]: {text}", "{text} (said {name})"])),
+        thinking_label=draw(st.sampled_from(["[{name} thinks]: {text}", "{text} (thought {name})"])),
+        thinking_visible=draw(st.lists(st.sampled_from(VISIBLE), min_size=count, max_size=count)),
     )
     ids = st.sampled_from([agent.id for agent in spec.agents])
     audiences = st.lists(ids, min_size=1, unique=True)
@@ -103,8 +113,13 @@ def benches(draw: st.DrawFn) -> tuple[Bench, list[Step]]:
             bench.add(Role.SYSTEM, f"{draw(TEXTS)}<system of {agent.id}>", audience=(agent.id,))
     bench.open()
 
-    def say(who: str, text: str) -> Step:
-        return lambda bench: bench.say(who, marked(bench, text))
+    def say(who: str, text: str, thoughts: list[tuple[str, str | None]]) -> Step:
+        def step(bench: Bench) -> None:
+            mark = f"<t{len(bench.history.turns)}>"
+            blocks = [ThinkingBlock(f"{text}{mark}" if text else "", signature) for text, signature in thoughts]
+            bench.say(who, marked(bench, text), *blocks)
+
+        return step
 
     def inject(who: list[str], text: str) -> Step:
         return lambda bench: bench.inject(marked(bench, text), *who)
@@ -116,9 +131,10 @@ def benches(draw: st.DrawFn) -> tuple[Bench, list[Step]]:
         bench.turn += 1
 
     early = draw(st.lists(st.builds(inject, audiences, TEXTS), max_size=2))
+    thoughts = st.lists(st.tuples(st.sampled_from(["", "hm ", "oh {name} {text}"]), st.sampled_from([None, "sig"])))
     step = st.one_of(
-        st.builds(say, ids, TEXTS),
-        st.builds(say, ids, TEXTS),
+        st.builds(say, ids, TEXTS, thoughts),
+        st.builds(say, ids, TEXTS, thoughts),
         st.builds(inject, audiences, TEXTS),
         st.builds(call, ids, TEXTS),
         st.just(next_turn),
@@ -145,6 +161,10 @@ def expected(bench: Bench, agent: Agent) -> tuple[str | None, list[tuple[Role, s
                 text = visible(spec, entry.content)
                 if spec.speaker_label is not None:
                     text = spec.speaker_label.format(name=bench.names[str(entry.agent_id)], text=text)
+                thought = "\n\n".join(block.text for block in entry.thinking if block.text)
+                if thought and spec.agent(str(entry.agent_id)).thinking_visible == "partner":
+                    label = spec.thinking_label.format(name=bench.names[str(entry.agent_id)], text=thought)
+                    text = f"{label}\n\n{text}"
                 others.append(text)
         return [*others, *outside]
 
@@ -193,6 +213,26 @@ def test_a_view_that_grew_equals_one_built_anew_and_the_rules(case: tuple[Bench,
             assert (sent.system, shape(sent)) == expected(bench, agent)
             assert bench.views[agent.id].digest() == sent.digest
             assert bench.sent(agent.id) == sent, "asking twice changes nothing"
+
+
+@settings(deadline=None)
+@given(benches())
+def test_thinking_is_shown_to_whom_the_thinker_shows_it(case: tuple[Bench, list[Step]]) -> None:
+    """`own`: every block beside its own words and nowhere else; `partner`: its text in front of them; else nothing."""
+    *_, bench = grown(case)
+    thoughts = [(number, turn) for number, turn in enumerate(bench.history.turns) if turn.thinking]
+    for agent in bench.spec.agents:
+        sent = bench.sent(agent.id)
+        own = [turn.thinking for _, turn in thoughts if turn.agent_id == agent.id]
+        kept = [message.thinking for message in sent.messages if message.thinking]
+        assert kept == (own if agent.thinking_visible == "own" else [])
+        assert all(message.role is Role.ASSISTANT for message in sent.messages if message.thinking)
+        for role in Role:
+            text = "\n".join(message.content for message in sent.messages if message.role is role)
+            for number, turn in thoughts:
+                shown = bench.spec.agent(str(turn.agent_id)).thinking_visible == "partner"
+                told = role is Role.USER and shown and turn.agent_id != agent.id
+                assert text.count(f"<t{number}>") == told * sum(bool(block.text) for block in turn.thinking)
 
 
 @settings(deadline=None)
@@ -300,8 +340,9 @@ def test_a_system_prompt_cannot_imitate_messages(glue: str) -> None:
     assert talk.sent("a").digest != monologue.sent("a").digest
 
 
-def test_signed_thinking_is_part_of_the_digest() -> None:
-    """Thinking that goes back to its model changes what is sent, and so the digest; nobody else is sent it."""
+@pytest.mark.parametrize(("visible", "differing"), [("own", (5, 1)), ("partner", (1, 4)), ("nobody", (1, 1))])
+def test_thinking_that_is_sent_is_part_of_the_digest(visible: str, differing: tuple[int, int]) -> None:
+    """Thinking changes the digest for the one it is sent to, its signature for the thinker; for nobody else."""
     thoughts: list[tuple[ThinkingBlock, ...]] = [
         (),
         (ThinkingBlock("hm", "one"),),
@@ -311,13 +352,13 @@ def test_signed_thinking_is_part_of_the_digest() -> None:
     ]
     own, others = set(), set()
     for thinking in thoughts:
-        bench = Bench(a_spec())
+        bench = Bench(a_spec(thinking_visible=[visible, "nobody"]))
         bench.open()
         bench.turn = 1
         bench.say("a", "Yes.", *thinking)
         own.add(bench.sent("a").digest)
         others.add(bench.sent("b").digest)
-    assert (len(own), len(others)) == (len(thoughts), 1)
+    assert (len(own), len(others)) == differing
 
 
 # The declared forms, by example

@@ -661,7 +661,10 @@ async def _prepare_ollama(
     if is_here() and not is_installed() and not await is_running():
         command = install_command()
         how = f"; its own install command is: {command}" if command else ""
-        raise SpecError(f"Ollama does not answer and is not installed{how}; or see: pidgin doctor --install-ollama")
+        raise SpecError(
+            f"Ollama does not answer and is not installed{how} (see also: pidgin doctor --install-ollama); "
+            f"then start it with: ollama serve"
+        )
     ollama = pool.adapter(f"ollama:{wanted[0]}", timeouts)
     assert isinstance(ollama, OllamaProvider)
     try:

@@ -19,11 +19,14 @@ from pidgin_cli.core.types import Timeouts
 from pidgin_cli.eventlog.folder import OutputRoot
 from pidgin_cli.monitor.console import make_console
 from pidgin_cli.monitor.text import visible
-from pidgin_cli.providers.registry import PROVIDERS, at_home
+from pidgin_cli.providers.keys import find_key
+from pidgin_cli.providers.registry import PROVIDERS, at_home, missing_key
+
+from .setup import use_person_settings
 
 __all__ = ["examine", "offer_ollama"]
 
-PACKAGES = ("anthropic", "openai", "ollama", "genai-prices", "msgspec", "pydantic", "rich")
+PACKAGES = ("anthropic", "openai", "google-genai", "ollama", "genai-prices", "msgspec", "pydantic", "rich")
 LOW_DISK_BYTES = 1_000_000_000
 OLLAMA_ANSWER_S = 5.0
 
@@ -39,7 +42,8 @@ class Finding(NamedTuple):
 
 def examine(output: Path | None, *, as_json: bool) -> int:
     """Print what was found. Gives 1 when there is a problem, else 0."""
-    findings = [_python(), *_packages(), *_keys(), asyncio.run(_ollama()), *_output(OutputRoot(output))]
+    findings = [_python(), *_packages(), *_settings(), *_keys()]
+    findings += [asyncio.run(_ollama()), *_output(OutputRoot(output))]
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode([finding._asdict() for finding in findings]), indent=2))
     else:
@@ -83,16 +87,28 @@ def _packages() -> list[Finding]:
     return found
 
 
+def _settings() -> list[Finding]:
+    """What is wrong with `config.toml`, if anything is."""
+    try:
+        use_person_settings()
+    except PidginError as error:
+        return [Finding("settings", "problem", line) for line in str(error).splitlines()]
+    return []
+
+
 def _keys() -> list[Finding]:
     found = []
     for info in PROVIDERS.values():
         if not info.key_env:
             continue
-        present = [name for name in info.key_env if os.environ.get(name)]
-        where = "" if at_home(info) else f", asking the server that {info.base_url_env} names"
-        if present:
-            found.append(Finding(f"{info.name} key", "ok", f"{present[0]} is set{where}"))
-        elif where:
+        present = find_key(info)
+        moved = bool(info.base_url_env and os.environ.get(info.base_url_env))
+        source = f"the server that {info.base_url_env} names" if moved else "a server of your own"
+        where = "" if at_home(info) else f", asking {source}"
+        if present is not None:
+            held = "is set" if present.source == "environment" else "is in the keyring"
+            found.append(Finding(f"{info.name} key", "ok", f"{present.variable} {held}{where}"))
+        elif missing_key(info) is None:
             found.append(Finding(f"{info.name} key", "ok", f"none{where}"))
         else:
             found.append(

@@ -1,9 +1,8 @@
 """`models`, `keys` and `config`: what can be asked, and with what."""
 
 import asyncio
-import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import click
@@ -11,11 +10,11 @@ import msgspec
 from rich.table import Table
 from rich.text import Text
 
-from pidgin_cli.core.errors import PidginError, SpecError
+from pidgin_cli.core.errors import SpecError
 from pidgin_cli.core.types import Timeouts
 from pidgin_cli.monitor.console import make_console
 from pidgin_cli.monitor.text import visible
-from pidgin_cli.providers.keys import fetch_key, remove_key, store_key, stored_key
+from pidgin_cli.providers.keys import fetch_key, find_key, remove_key, store_key
 from pidgin_cli.providers.registry import PROVIDERS, ProviderPool, missing_key
 from pidgin_cli.spec.catalogue import ModelFacts, aliases, facts, known_models
 from pidgin_cli.spec.settings import Settings, config_folder, load_settings
@@ -54,29 +53,34 @@ def list_models(
         wanted = query.lower()
         ids = [m for m in ids if wanted in m.lower() or any(wanted in a for a in by_model.get(m, ()))]
     found = [facts(model) for model in ids]
+    keys = {name: _has_key(name) for name in {_provider_of(fact) for fact in found}}
     if as_json:
         rows = [
-            msgspec.to_builtins(fact) | {"aliases": by_model.get(fact.id, []), "key": _key_state(fact.id)}
+            msgspec.to_builtins(fact) | {"aliases": by_model.get(fact.id, []), "key": keys[_provider_of(fact)]}
             for fact in found
         ]
         click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=2))
         return
     if not found:
         raise SpecError("no model fits; see all with: pidgin models --all (any PROVIDER:MODEL is taken as it is)")
-    _print_models(found, by_model)
+    _print_models(found, by_model, keys)
 
 
-def _key_state(model_id: str) -> bool | None:
-    """Whether the key of a model's provider is there; None where none is needed."""
-    info = PROVIDERS[model_id.partition(":")[0]]
-    if not info.key_env:
-        return None
-    if any(os.environ.get(name) for name in info.key_env):
+def _has_key(provider: str) -> bool | None:
+    """Whether a provider's key is there; None where none is needed."""
+    info = PROVIDERS[provider]
+    if find_key(info) is not None:
         return True
     return None if missing_key(info) is None else False
 
 
-def _print_models(found: Iterable[ModelFacts], by_model: dict[str, list[str]]) -> None:
+def _provider_of(fact: ModelFacts) -> str:
+    return fact.id.partition(":")[0]
+
+
+def _print_models(
+    found: Iterable[ModelFacts], by_model: Mapping[str, list[str]], keys: Mapping[str, bool | None]
+) -> None:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("model", no_wrap=True)
     table.add_column("short", no_wrap=True)
@@ -85,7 +89,7 @@ def _print_models(found: Iterable[ModelFacts], by_model: dict[str, list[str]]) -
     for column in ("thinks", "key"):
         table.add_column(column, no_wrap=True)
     for fact in found:
-        key = _key_state(fact.id)
+        key = keys[_provider_of(fact)]
         table.add_row(
             visible(fact.id),
             ", ".join(by_model.get(fact.id, ())),
@@ -174,15 +178,9 @@ def list_keys(*, as_json: bool) -> None:
     for info in PROVIDERS.values():
         if not info.key_env:
             continue
-        where = next((name for name in info.key_env if os.environ.get(name)), None)
-        source = "environment" if where else None
-        if where is None:
-            try:
-                where = next((name for name in info.key_env if stored_key(name)), None)
-                source = "keyring" if where else None
-            except PidginError:
-                pass
-        rows.append({"provider": info.name, "variable": where or info.key_env[0], "source": source})
+        found = find_key(info)
+        variable, source = found or (info.key_env[0], None)
+        rows.append({"provider": info.name, "variable": variable, "source": source})
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=2))
         return

@@ -318,7 +318,7 @@ class Conductor:
             torn = record.total_bytes - record.whole_bytes if record else 0
             self._publish(self._at(ConversationResumedEvent, by=self._resumed_by, torn_bytes=torn))
         for agent in self.spec.agents:
-            self._seats[agent.id] = self._seat(self._as_taken(agent, tell=not resumed))
+            self._seats[agent.id] = self._seat(self._as_taken(agent))
         self._notify(AiLoopStarted, self.conversation_id, tuple(a.id for a in self.spec.agents), resumed)
         if self.spec.choose_names and self.progress.turn == 0:
             for seat in self._seats.values():
@@ -328,13 +328,13 @@ class Conductor:
         self._inject_awareness(0)
         await self._log.commit()
 
-    def _as_taken(self, agent: Agent, *, tell: bool) -> Agent:
+    def _as_taken(self, agent: Agent) -> Agent:
         """The agent without what its model does not take, where the spec is lenient about it."""
         if not self.spec.lenient:
             return agent
         dropped = unsupported(split_model(agent.model)[0], agent, thinks=thinks(agent.model))
-        if tell:
-            for what, reason in dropped.items():
+        for what, reason in dropped.items():
+            if (agent.id, what) not in self.progress.warned:
                 self._publish(WarningEvent(agent_id=agent.id, what=what, reason=reason))
         settings = replace(agent.settings, **{name: None for name in dropped if name != "thinking_visible"})
         return replace(agent, settings=settings)

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self
 
-import psutil
-
 from pidgin_cli.core.errors import ProviderError, ProviderUnavailable
 from pidgin_cli.core.events import Event
 from pidgin_cli.core.types import AgentSettings, Message, ModelRequest, ResponseFold, Retries, Role, TextDelta, Timeouts
@@ -199,10 +197,10 @@ class Dialogue:
 
     def memory_stats(self) -> Mapping[str, int]:
         """Memory in bytes: of this process, and free on this machine."""
-        return {
-            "process_bytes": psutil.Process().memory_info().rss,
-            "available_bytes": psutil.virtual_memory().available,
-        }
+        from pidgin_cli.providers.machine import memory
+
+        used, available = memory()
+        return {"process_bytes": used, "available_bytes": available}
 
     async def aclose(self) -> None:
         """Close connections and cache."""

@@ -218,9 +218,9 @@ class ConversationView:
                 text = self._visible(entry.content)
                 if self._spec.speaker_label is not None:
                     text = self._labelled(self._spec.speaker_label, entry, text)
-                if entry.thinking and self._spec.agent(entry.agent_id or "").thinking_visible == "partner":
-                    thought = self._labelled(self._spec.thinking_label, entry, text_of(entry.thinking))
-                    text = f"{thought}\n\n{text}"
+                thought = text_of(entry.thinking)  # blank where a block is a signature only
+                if thought.strip() and self._spec.agent(entry.agent_id or "").thinking_visible == "partner":
+                    text = f"{self._labelled(self._spec.thinking_label, entry, thought)}\n\n{text}"
                 self._open.append(text)
             case Role.TOOL if entry.agent_id == self.agent.id:
                 self._close(Message(role=Role.TOOL, content=entry.content, tool_result=entry.tool_result))

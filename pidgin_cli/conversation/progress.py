@@ -32,6 +32,7 @@ from pidgin_cli.core.events import (
     Totals,
     TurnCompleteEvent,
     TurnStartEvent,
+    WarningEvent,
 )
 from pidgin_cli.core.types import FinishReason, Role, ThinkingBlock, ToolCall, ToolResult, Usage
 from pidgin_cli.spec.conversation import ConversationSpec
@@ -63,6 +64,8 @@ class Progress:
         self.started = False
         self.prompted: set[str] = set()
         """Agents whose system prompt is recorded."""
+        self.warned: set[tuple[str | None, str]] = set()
+        """Agents and settings that a warning is recorded about."""
         self.named: set[str] = set()
         self.injected: Counter[tuple[int, str, str]] = Counter()
         """How many texts have been put in, by turn, agent and source."""
@@ -160,6 +163,8 @@ class Progress:
                             role=Role.SYSTEM, content=event.text, turn_number=0, audience=(event.agent_id,)
                         )
                     )
+            case WarningEvent():
+                self.warned.add((event.agent_id, event.what))
             case AgentNamedEvent():
                 self.named.add(event.agent_id)
                 self.names[event.agent_id] = event.name

@@ -139,7 +139,11 @@ class GoogleProvider:
                 thinking["thinkingLevel"] = settings.effort.upper()
         if thinking:
             config["thinkingConfig"] = thinking
-        return ({"generationConfig": config} if config else {}) | (settings.extra or {})
+        extra = dict(settings.extra or {})
+        if isinstance(more := extra.get("generationConfig"), dict):
+            # Beside what the settings say, and not instead of it.
+            extra["generationConfig"] = config | more
+        return ({"generationConfig": config} if config else {}) | extra
 
     async def stream_response(self, request: ModelRequest) -> AsyncIterator[Delta]:
         opened: list[httpx2.Response] = []

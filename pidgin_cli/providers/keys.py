@@ -2,13 +2,13 @@
 
 import importlib
 import os
-from typing import Any, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from pidgin_cli.core.errors import PidginError, SpecError
 
 from .registry import ProviderInfo
 
-__all__ = ["fetch_key", "remove_key", "store_key", "stored_key"]
+__all__ = ["FoundKey", "fetch_key", "find_key", "remove_key", "store_key", "stored_key"]
 
 SERVICE = "pidgin"
 
@@ -19,7 +19,13 @@ def _keyring() -> Any:
         keyring = importlib.import_module("keyring")
     except ImportError:
         raise SpecError("keeping keys needs the keyring extra: pip install 'pidgin-cli[keyring]'") from None
-    if keyring.get_keyring().priority <= 0:
+    try:
+        usable = keyring.get_keyring().priority > 0
+    except Exception as error:  # whatever a back end that cannot be loaded raises
+        raise SpecError(
+            f"the keyring cannot be opened ({type(error).__name__}); export keys in the environment instead"
+        ) from None
+    if not usable:
         raise SpecError("this system has no keyring to keep keys in; export them in the environment instead")
     return keyring
 
@@ -28,7 +34,7 @@ def _call(name: str, *args: str) -> Any:
     keyring = _keyring()
     try:
         return getattr(keyring, name)(SERVICE, *args)
-    except keyring.errors.KeyringError as error:
+    except Exception as error:  # back ends raise errors of their own as well; their text may hold the key
         raise PidginError(f"the keyring refused: {type(error).__name__}; unlock it and try again") from None
 
 
@@ -54,18 +60,29 @@ def stored_key(variable: str) -> str | None:
     return cast("str | None", _call("get_password", variable))
 
 
+class FoundKey(NamedTuple):
+    """Where a provider's key is."""
+
+    variable: str
+    source: Literal["environment", "keyring"]
+
+
+def find_key(info: ProviderInfo) -> FoundKey | None:
+    """Where a provider's key is, the environment first; None where there is none, or no keyring."""
+    for name in info.key_env:
+        if os.environ.get(name):
+            return FoundKey(name, "environment")
+    try:
+        return next((FoundKey(name, "keyring") for name in info.key_env if stored_key(name)), None)
+    except PidginError:
+        return None
+
+
 def fetch_key(info: ProviderInfo) -> None:
     """Put a provider's key from the keyring into this process's environment, where the environment has none.
 
     Does nothing where there is no keyring: the missing key is then reported as such.
     """
-    if not info.key_env or any(os.environ.get(name) for name in info.key_env):
-        return
-    for name in info.key_env:
-        try:
-            value = stored_key(name)
-        except PidginError:
-            return
-        if value:
-            os.environ[name] = value
-            return
+    found = find_key(info)
+    if found is not None and found.source == "keyring":
+        os.environ[found.variable] = stored_key(found.variable) or ""

@@ -34,7 +34,7 @@ from pidgin_cli.core.types import (
 
 from .base import Timeouts
 from .registry import PROVIDERS, ProviderInfo, address
-from .wire import CUT_OFF, arguments_of, error_class, one_line, retry_after_s
+from .wire import CUT_OFF, arguments_of, error_class, message_in, one_line, retry_after_s
 
 try:
     import ollama as sdk
@@ -166,7 +166,8 @@ def translate(exc: Exception, *secrets: str, model: str = "") -> ProviderError:
     text, status, retry_after = str(exc), None, None
     match exc:
         case sdk.ResponseError():
-            text = str(exc.error) or f"the server answered with status {exc.status_code}"
+            # Other servers of this API put an object there, as OpenAI does, whatever the SDK's types say.
+            text = message_in(exc.error) or f"the server answered with status {exc.status_code}"
             # The SDK keeps neither headers nor response, except as what it was handling.
             if isinstance(exc.__context__, httpx.HTTPStatusError):
                 retry_after = retry_after_s(exc.__context__.response.headers)
@@ -199,8 +200,8 @@ def _messages(request: ModelRequest) -> list[dict[str, Any]]:
             sent.append({"role": "tool", "tool_name": names.get(result.call_id, ""), "content": result.content})
             continue
         sent.append({"role": str(message.role), "content": message.content})
-        if message.thinking:
-            sent[-1]["thinking"] = text_of(message.thinking)
+        if thought := text_of(message.thinking):
+            sent[-1]["thinking"] = thought
         if message.tool_calls:
             names |= {call.id: call.name for call in message.tool_calls}
             sent[-1]["tool_calls"] = [

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .residency import Residency
 
 __all__ = [
+    "BUILT_IN",
+    "INSIDE",
     "PROVIDERS",
     "ProviderInfo",
     "ProviderPool",
@@ -138,7 +140,8 @@ PROVIDERS: dict[str, ProviderInfo] = {
 }
 """Every provider by name. Endpoints of the person's settings and third-party providers join it: see `add_provider`."""
 
-_BUILT_IN = frozenset(PROVIDERS)
+BUILT_IN = frozenset(PROVIDERS)
+"""Those that come with Pidgin, whose names nothing else may take."""
 INSIDE = frozenset({"local", "replay"})
 """Providers in this very process, which take every setting."""
 
@@ -156,7 +159,7 @@ def add_provider(info: ProviderInfo) -> None:
     """
     if not re.fullmatch(r"[a-z][a-z0-9-]{0,39}", info.name):
         raise SpecError(f"{info.name!r} cannot name a provider: lower-case letters, digits and hyphens, at most 40")
-    if info.name in _BUILT_IN and info.adapter != PROVIDERS[info.name].adapter:
+    if info.name in BUILT_IN and info.adapter != PROVIDERS[info.name].adapter:
         raise SpecError(f"there is a provider {info.name!r} already; choose another name")
     PROVIDERS[info.name] = info
 
@@ -209,7 +212,10 @@ def unsupported(info: ProviderInfo, agent: Agent, *, thinks: bool | None) -> dic
         thinks: whether the model is known to think; None: not known, the endpoint decides.
     """
     found = {}
-    for name in SETTINGS - info.takes:
+    takes = info.takes
+    if _adapter(info, split_model(agent.model)[1]) != info.adapter:
+        takes -= {"stop", "seed"}  # the Responses API has neither
+    for name in sorted(SETTINGS - takes):
         if getattr(agent.settings, name) is not None:
             found[name] = f"{info.name} models take no {name.replace('_', ' ')}"
     if thinks is False:
@@ -229,7 +235,7 @@ def missing_key(info: ProviderInfo) -> str | None:
     """
     if not info.key_env or any(os.environ.get(name) for name in info.key_env):
         return None
-    needs = at_home(info) if info.name in _BUILT_IN else True
+    needs = at_home(info) if info.name in BUILT_IN else True
     return info.key_env[0] if needs else None
 
 

@@ -81,8 +81,10 @@ def resolve_model(wanted: str, providers: Collection[str]) -> str:
         SpecError: an unknown alias or provider; the text shows the nearest known ids.
     """
     wanted = wanted.strip()
-    if wanted in aliases():
-        return aliases()[wanted]
+    seen = set()
+    while wanted in aliases() and wanted not in seen:  # a person's alias may name another one
+        seen.add(wanted)
+        wanted = aliases()[wanted].strip()
     provider, colon, model = wanted.partition(":")
     if colon and provider in providers:
         if model:
@@ -189,11 +191,11 @@ def cost_usd(model_id: str, usage: Usage, *, at_home: bool = True) -> float | No
         at_home: the request went to the vendor's own API, so that the listed prices hold. The person's own prices
             hold anywhere.
     """
-    if model_id.partition(":")[0] in FREE:
+    own = _override(model_id)
+    if own.input_price is None and model_id.partition(":")[0] in FREE:
         return 0.0
     if usage.prompt_tokens is None or usage.completion_tokens is None:
         return None
-    own = _override(model_id)
     if own.input_price is not None and own.output_price is not None:
         cached = usage.cached_tokens or 0
         cached_price = own.cached_price if own.cached_price is not None else own.input_price

@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -86,14 +86,14 @@ def _meant(faults: "list[ErrorDetails]") -> "list[ErrorDetails]":
 def _keys_at(model: type[BaseModel] | None, where: tuple[str, ...]) -> list[str]:
     """The keys that are valid at a place of a spec."""
     models = [model] if model else []
+    at_name = False
     for part in where:
-        if not part.isdigit():
-            models = [
-                inner
-                for outer in models
-                if part in outer.model_fields
-                for inner in _models_in(outer.model_fields[part].annotation)
-            ]
+        if at_name or part.isdigit():  # a name of the person's own in a table of tables, or a place in a list
+            at_name = False
+            continue
+        kinds = [outer.model_fields[part].annotation for outer in models if part in outer.model_fields]
+        models = [inner for kind in kinds for inner in _models_in(kind)]
+        at_name = any(get_origin(kind) is dict for kind in kinds)
     return sorted({key for found in models for key in found.model_fields})
 
 

@@ -1,11 +1,13 @@
 """What a person has set up once: named endpoints, addresses, limits, prices and aliases, in `config.toml`."""
 
 import os
+import re
 import tomllib
 from pathlib import Path
+from typing import Self
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pidgin_cli.core.errors import SpecError
 
@@ -48,6 +50,14 @@ class ModelSettings(_Checked):
     output_price: float | None = Field(None, ge=0)
     cached_price: float | None = Field(None, ge=0, description="Input tokens read from the provider's cache")
 
+    @model_validator(mode="after")
+    def _prices_come_together(self) -> Self:
+        if (self.input_price is None) != (self.output_price is None):
+            raise ValueError("input_price and output_price go together; give both or neither")
+        if self.cached_price is not None and self.input_price is None:
+            raise ValueError("cached_price needs input_price and output_price beside it")
+        return self
+
 
 class Settings(_Checked):
     """All of `config.toml`."""
@@ -56,6 +66,14 @@ class Settings(_Checked):
     endpoints: dict[str, EndpointSettings] = Field(default_factory=dict)
     providers: dict[str, ProviderSettings] = Field(default_factory=dict)
     models: dict[str, ModelSettings] = Field(default_factory=dict, description="By `provider:model`")
+
+    @field_validator("models")
+    @classmethod
+    def _whole_ids(cls, models: dict[str, ModelSettings]) -> dict[str, ModelSettings]:
+        for name in models:
+            if not re.fullmatch(r"[^:]+:.+", name, re.DOTALL):
+                raise ValueError(f"{name!r} is no id; write [models.\"PROVIDER:MODEL\"]")
+        return models
 
 
 def config_folder() -> Path:
@@ -71,7 +89,7 @@ def load_settings(folder: Path | None = None) -> Settings:
     """
     path = (folder or config_folder()) / "config.toml"
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return Settings()
     except OSError as error:
