@@ -51,7 +51,7 @@ test: $(READY) $(MOCK) ## run the tests; ARGS='-k word' chooses some
 $(MOCK):
 	@if ! command -v node >/dev/null || ! command -v npm >/dev/null; then \
 	  echo "-- absent: node and npm (the tests against $(AIMOCK) are skipped)"; \
-	elif npm install --no-save --no-package-lock --no-audit --no-fund --silent $(AIMOCK) >/dev/null 2>&1; then \
+	elif npm install --no-save --no-package-lock --no-audit --no-fund --silent --fetch-retries 0 $(AIMOCK) >/dev/null 2>&1; then \
 	  touch $@; \
 	else \
 	  echo "-- absent: npm package $(AIMOCK), it could not be installed (its tests are skipped)"; \

@@ -26,6 +26,7 @@ from pidgin_cli.core.events import (
 )
 from pidgin_cli.core.types import (
     Agent,
+    AgentSettings,
     Delta,
     EndReason,
     Finish,
@@ -89,7 +90,7 @@ class _Pool(ProviderPool):
         super().__init__()
         self._scripted = provider
 
-    def adapter(self, model_id: str, timeouts: Timeouts) -> Provider:
+    def adapter(self, model_id: str, timeouts: Timeouts, settings: AgentSettings | None = None) -> Provider:
         return self._scripted
 
 

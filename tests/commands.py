@@ -34,6 +34,8 @@ def pidgin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
     """Runs command lines in this process, in an empty folder and an environment without keys."""
     for name in os.environ.keys() - ENVIRONMENT.keys():
         monkeypatch.delenv(name)
+    for name in ("PIDGIN_CONFIG_DIR", "PYTHON_KEYRING_BACKEND"):
+        monkeypatch.setenv(name, ENVIRONMENT[name])
     monkeypatch.chdir(tmp_path)
 
     def call(*args: str | Path, stdin: bytes = b"") -> Said:

@@ -153,6 +153,8 @@ class LoopbackServer:
         self.reply: ReplyTo = reply or (lambda _request: Reply())
         self.installed = ["llama3.2:latest"]
         """What Ollama has; asking for another model is its 404, and a pull adds to it."""
+        self.served = ["served-one", "served-two"]
+        """What the others say they have."""
         self.received = asyncio.Event()
         """A request has come in; clear it to wait for the next."""
         self.hung_up = asyncio.Event()
@@ -266,6 +268,13 @@ class LoopbackServer:
 
     def _about_models(self, request: Request) -> tuple[int, Any]:
         match request.path:
+            case "/v1/models":  # as both OpenAI and Anthropic have it
+                more = {"object": "model", "type": "model", "created": 1_767_225_600, "owned_by": "loopback"}
+                more |= {"created_at": "2026-01-01T00:00:00Z"}
+                data = [{"id": name, "display_name": name} | more for name in self.served]
+                return 200, {"object": "list", "data": data, "has_more": False, "first_id": None, "last_id": None}
+            case "/v1beta/models":
+                return 200, {"models": [{"name": f"models/{name}"} for name in self.served]}
             case "/api/version":
                 return 200, {"version": "0.12.0"}
             case "/api/tags":

@@ -37,7 +37,7 @@ from pidgin_cli.core.events import (
     TurnStartEvent,
     WarningEvent,
 )
-from pidgin_cli.core.types import Delta, ModelRequest, Role, Timeouts
+from pidgin_cli.core.types import AgentSettings, Delta, ModelRequest, Role, Timeouts
 from pidgin_cli.eventlog.folder import ExperimentFolder, OutputRoot
 from pidgin_cli.eventlog.log import read_record
 from pidgin_cli.experiments.runner import Runner, create_experiment
@@ -220,8 +220,8 @@ class ScriptedPool(ProviderPool):
         super().__init__()
         self._by_name = by_name
 
-    def adapter(self, model_id: str, timeouts: Timeouts) -> Provider:
-        return self._by_name.get(model_id.partition(":")[2]) or super().adapter(model_id, timeouts)
+    def adapter(self, model_id: str, timeouts: Timeouts, settings: AgentSettings | None = None) -> Provider:
+        return self._by_name.get(model_id.partition(":")[2]) or super().adapter(model_id, timeouts, settings)
 
 
 # Reading a record

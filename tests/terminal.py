@@ -21,8 +21,13 @@ ENVIRONMENT = {
     name: value
     for name, value in os.environ.items()
     if not re.search(r"_API_KEY|_AUTH_TOKEN|_BASE_URL|^OLLAMA|^PIDGIN|COLOR|^COLUMNS$|^LINES$|^TTY_", name)
-} | {"TERM": "xterm-256color", "PYTHONWARNINGS": "error::ResourceWarning"}
-"""Of a child: nothing in it that decides what Pidgin does or shows."""
+} | {
+    "TERM": "xterm-256color",
+    "PYTHONWARNINGS": "error::ResourceWarning",
+    "PIDGIN_CONFIG_DIR": "/nonexistent",
+    "PYTHON_KEYRING_BACKEND": "keyring.backends.null.Keyring",
+}
+"""Of a child: nothing in it that decides what Pidgin does or shows, neither a person's settings nor their keys."""
 
 # The child makes the pseudo-terminal its controlling one, so that Ctrl-C reaches it as from a keyboard; tests that run
 # in the background may have been told to ignore that.

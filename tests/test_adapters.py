@@ -348,7 +348,7 @@ async def test_without_a_system_prompt_none_is_sent(name: str, server: LoopbackS
 @pytest.mark.parametrize(
     ("name", "fields"),
     [
-        ("anthropic", {"model", "messages", "max_tokens", "stream"}),
+        ("anthropic", {"model", "messages", "max_tokens", "stream", "cache_control"}),
         ("openai", {"model", "messages", "stream", "stream_options"}),
         ("responses", {"model", "input", "stream", "store"}),
         ("google", {"contents", "generationConfig"}),
@@ -375,6 +375,7 @@ EVERY_SETTING = AgentSettings(
                 "temperature": 0.0,
                 "top_p": 0.5,
                 "max_tokens": 100,
+                "cache_control": {"type": "ephemeral"},
                 "stop_sequences": ["END"],
                 "thinking": {"type": "enabled", "budget_tokens": 50},
                 "output_config": {"effort": "low"},
@@ -625,6 +626,7 @@ TOOL_TALK = (
                 {"role": "user", "content": "What is 1+2, and the time?"},
                 {
                     "role": "assistant",
+                    "thinking": "Use tools.\n\nunsigned",
                     "tool_calls": [
                         {"function": {"name": "add", "arguments": {"a": 1}}},
                         {"function": {"name": "now", "arguments": {}}},

@@ -40,6 +40,7 @@ from pidgin_cli.core.events import (
     TurnStartEvent,
 )
 from pidgin_cli.core.types import (
+    AgentSettings,
     Delta,
     EndReason,
     Finish,
@@ -451,7 +452,7 @@ async def test_a_provider_that_cannot_be_opened_leaves_a_whole_record(
     """Even when no model can be asked, the record begins with its start and ends with its end."""
 
     class Closed(ProviderPool):
-        def adapter(self, model_id: str, timeouts: Timeouts) -> Provider:
+        def adapter(self, model_id: str, timeouts: Timeouts, settings: AgentSettings | None = None) -> Provider:
             raise error
 
     run = await converse(tmp_path, experiment("openai:m1", "local:test"), pool=Closed())

@@ -97,6 +97,9 @@ SENT: dict[str, dict[str, tuple[str, Any]]] = {
 """Where each setting stands in the body; what is not here its API has nothing for."""
 
 
+SIGNED = "c2lnbmVk"
+
+
 @pytest.fixture(autouse=True)
 def _only_our_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     for variable in list(os.environ):
@@ -148,7 +151,7 @@ async def one_message(where: Path, model: str, settings: dict[str, Any], **keys:
 async def test_every_setting_that_an_api_has_something_for_is_sent(
     model: str, server: LoopbackServer, tmp_path: Path
 ) -> None:
-    """Each setting alone, `extra` among them, stands in the body where the API wants it, zeros too, and in the record."""
+    """Each setting alone, `extra` among them, stands in the body where the API wants it and in the record; 0 counts."""
     family = model.partition(":")[0]
     assert SENT[family].keys() == PROVIDERS[family].takes
     for name, (path, value) in SENT[family].items():
@@ -268,6 +271,47 @@ async def test_a_strict_spec_has_no_warnings(server: LoopbackServer, tmp_path: P
         assert of_type(run.events, WarningEvent) == []
 
 
+# Who is sent thinking
+
+
+@pytest.mark.parametrize("visible", ["own", "partner", "nobody"])
+@pytest.mark.parametrize("family", ["anthropic", "google", "ollama"])
+async def test_thinking_is_sent_to_whom_the_spec_says(
+    family: str, visible: str, server: LoopbackServer, tmp_path: Path
+) -> None:
+    """Back to its model with its signature, before its words to the partner, or nowhere; the same after a resume."""
+
+    def speak(request: Request) -> Reply:
+        if request.api == "openai":
+            return Reply("I see.")
+        signed = family != "ollama"
+        return Reply("Yes.", thinking=["canary"] if family != "google" else (), signature=SIGNED if signed else None)
+
+    server.reply = speak
+    agents = {"a": {"thinking_visible": visible, "name": "Ann"}}
+    run = await converse(tmp_path / "whole", experiment(MODELS[family], MODELS["openai"], max_turns=3, agents=agents))
+    check_record(run.events)
+
+    def found(api: str) -> list[int]:
+        bodies = [str(request.body) for request in server.chats if request.api == api]
+        return [body.count("canary") + body.count(SIGNED) for body in bodies]
+
+    each = {"anthropic": 2, "google": 1, "ollama": 1}[family]  # words and signature, or one of them
+    back = each if visible == "own" else 0
+    told = visible == "partner" and family != "google"  # of which there is only a signature here
+    assert found(family) == [0, back, 2 * back]
+    assert found("openai") == [told, 2 * told, 3 * told]
+    if told:
+        openai = next(request for request in server.chats if request.api == "openai")
+        assert openai.messages[-1][1].endswith("[Ann thinks]: canary\n\nYes.")
+    whole = [request.body for request in server.chats]
+    server.requests.clear()
+    until = run.log.read_bytes().rindex(b"TurnStartEvent")
+    again = await go_on(*cut_copy(run, tmp_path / "cut", until))
+    check_record(again.events)
+    assert [request.body for request in server.chats] == whole[-2:]
+
+
 # Prompt cache and served models
 
 
@@ -306,7 +350,7 @@ async def test_tokens_read_from_the_cache_are_recorded_and_cheaper(server: Loopb
 async def test_a_change_of_what_served_is_notable(
     second: Reply, notable: dict[str, int], server: LoopbackServer, tmp_path: Path
 ) -> None:
-    """Another served model or fingerprint than an agent's first is counted, after a resume too; silence is no change."""
+    """Another served model or fingerprint than an agent's first is counted, after a resume too; none is no change."""
     server.script(Reply("One.", fingerprint="fp_1"), second)
     run = await converse(tmp_path / "whole", experiment(MODELS["openai"], "local:test", max_turns=2))
     check_record(run.events)

@@ -407,7 +407,7 @@ async def test_thinking_goes_back_to_its_owner_only(server: LoopbackServer, tmp_
 
 
 async def test_thinking_that_partners_may_see_is_not_its_owners_words(server: LoopbackServer, tmp_path: Path):
-    """With `thinking_visible: partner` the others read it as user text before the words, and it is never assistant's."""
+    """With `thinking_visible: partner` the others read it as user text before the words, and as nobody's own."""
     await think_aloud(server, tmp_path, "partner")
     for agent_id, model in (("a", ANTHROPIC), ("b", OPENAI), ("c", OLLAMA)):
         last = asked(server, model)[-1]

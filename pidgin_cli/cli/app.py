@@ -558,8 +558,9 @@ def cache_prune(max_mb: float | None, older_than_days: float | None) -> None:
 @click.option("-s", "--system", metavar="TEXT", help="System prompt.")
 @click.option("--temperature", type=_Number(0, 2), help="Sampling temperature, 0 to 2.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Upper end of the reply.")
-@click.option("--think", is_flag=True, help="Ask the model to think first, and show it (dimmed).")
+@click.option("--think", is_flag=True, help="Ask the model to think first; --json shows what it thought.")
 @click.option("--cache/--no-cache", default=False, help="Answer from the cache what was asked before.")
+@click.option("-y", "--yes", is_flag=True, help="Start Ollama and download a missing model without asking.")
 @click.option("--json", "as_json", is_flag=True, help="Print every event as a line of JSON.")
 def ask(prompt: str, **options: Any) -> int:
     """Ask one model one question. Piped, it prints the bare answer. PROMPT may be @FILE or - for standard input.

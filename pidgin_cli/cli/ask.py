@@ -11,16 +11,17 @@ from rich.text import Text
 
 from pidgin_cli.conversation.dialogue import CompleteEvent, Dialogue, ErrorEvent, TokenEvent
 from pidgin_cli.core.errors import SpecError
-from pidgin_cli.core.types import Agent, AgentSettings
+from pidgin_cli.core.types import Agent, AgentSettings, Timeouts
+from pidgin_cli.eventlog.folder import OutputRoot
 from pidgin_cli.monitor.chat import cost_text
 from pidgin_cli.monitor.console import make_console
 from pidgin_cli.monitor.text import Wrapper, visible
 from pidgin_cli.providers.cache import ResponseCache
 from pidgin_cli.providers.keys import fetch_key
-from pidgin_cli.providers.registry import PROVIDERS, missing_key, split_model, unsupported
+from pidgin_cli.providers.registry import PROVIDERS, ProviderPool, missing_key, split_model, unsupported
 from pidgin_cli.spec.catalogue import resolve_model, thinks
 
-from .chat import read_prompt
+from .chat import prepare_ollama, read_prompt
 from .setup import use_person_settings
 
 __all__ = ["ask", "clear_cache", "prune_cache", "show_cache"]
@@ -47,7 +48,10 @@ async def _ask(prompt: str, model_id: str, settings: AgentSettings, options: dic
     console = make_console()
     bare = options["as_json"] or not console.is_terminal
     wrapper = Wrapper(lambda piece: console.print(Text(piece), end="", soft_wrap=True), min(console.width, 100))
-    async with Dialogue(model_id, system=options["system"], settings=settings, cache=options["cache"]) as dialogue:
+    pool = ProviderPool()
+    dialogue = Dialogue(model_id, system=options["system"], settings=settings, cache=options["cache"], pool=pool)
+    async with dialogue:
+        await prepare_ollama(OutputRoot(None), pool, [model_id], Timeouts(), consent=options["yes"])
         async for event in dialogue.process_stream(prompt):
             if options["as_json"]:
                 click.echo(msgspec.json.encode(asdict(event)))

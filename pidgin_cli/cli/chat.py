@@ -35,7 +35,7 @@ from pidgin_cli.spec.experiment import ExperimentSpec, check, expand, load, reso
 from .records import existing_root
 from .setup import use_person_settings
 
-__all__ = ["chat", "read_prompt", "resume"]
+__all__ = ["chat", "prepare_ollama", "read_prompt", "resume"]
 
 FINISHED = (Status.COMPLETED,)
 EXIT_INTERRUPTED = 130
@@ -497,13 +497,15 @@ async def _converse(
     root: OutputRoot, spec: ExperimentSpec, folder: ExperimentFolder | None, options: dict[str, Any]
 ) -> int:
     models = [agent.model for agent in spec.agents]
+    if not isinstance(spec.context, str) and spec.context.model is not None:
+        models.append(spec.context.model)
     pool = ProviderPool(lambda source: _read_recording(root, source))
     try:
         await pool.warm_up(models)
         timeouts = Timeouts(**spec.timeouts.model_dump())
         for model_id in models:
             pool.adapter(model_id, timeouts)  # a bad base URL or key shows here, before anything starts
-        await _prepare_ollama(root, pool, models, timeouts, consent=options["yes"])
+        await prepare_ollama(root, pool, models, timeouts, consent=options["yes"])
         made = folder or create_experiment(root, spec)
         return await _run(root, made, pool, options)
     finally:
@@ -641,7 +643,7 @@ class _ToPerson(logging.Handler):
 # Ollama
 
 
-async def _prepare_ollama(
+async def prepare_ollama(
     root: OutputRoot, pool: ProviderPool, models: Sequence[str], timeouts: Timeouts, *, consent: bool
 ) -> None:
     """See that Ollama is up and has the models; download one only after a yes."""

@@ -529,11 +529,12 @@ class Conductor:
             policy,
             spec.concurrency,
             wait=self.control.until,
+            settings=agent.settings,
             probe=probe if spec.cache != "off" else None,
             # The hash covers seed, arm and repetition, and whatever else makes two conversations different draws.
             draw=(self._spec_hash,) if spec.cache == "on" else None,
         )
-        adapter = self._providers.adapter(agent.model, spec.timeouts)
+        adapter = self._providers.adapter(agent.model, spec.timeouts, agent.settings)
         return _Seat(
             agent=agent,
             provider=provider,

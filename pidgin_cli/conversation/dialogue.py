@@ -142,10 +142,10 @@ class Dialogue:
     def _provider(self, model_id: str, request: ModelRequest) -> Provider:
         info, _ = split_model(model_id)
         policy = RetryPolicy(self._retries, info.name, _unrecorded, asyncio.sleep)
-        provider = self._pool.provider(model_id, self._timeouts, policy)
+        provider = self._pool.provider(model_id, self._timeouts, policy, settings=self._settings)
         if self._cache is None:
             return provider
-        adapter = self._pool.adapter(model_id, self._timeouts)
+        adapter = self._pool.adapter(model_id, self._timeouts, self._settings)
         return Cached(
             provider,
             self._cache,

@@ -146,6 +146,8 @@ INSIDE = frozenset({"local", "replay"})
 """Providers in this very process, which take every setting."""
 
 
+RESPONSES = "pidgin_cli.providers.responses:ResponsesProvider"
+
 _RESPONSES_ONLY = re.compile(
     r"(?:gpt|o\d)\b.*-(?:pro|codex|deep-research|cyber|rosalind|daybreak)\b|codex-mini|computer-use"
 )
@@ -259,10 +261,10 @@ class ProviderPool:
         modules = {_adapter(*split_model(model)).partition(":")[0] for model in models}
         await asyncio.gather(*(asyncio.to_thread(importlib.import_module, module) for module in sorted(modules)))
 
-    def adapter(self, model_id: str, timeouts: Timeouts) -> Provider:
-        """The bare adapter for a model."""
+    def adapter(self, model_id: str, timeouts: Timeouts, settings: AgentSettings | None = None) -> Provider:
+        """The bare adapter for a model, asked with these settings."""
         info, model = split_model(model_id)
-        path = _adapter(info, model)
+        path = _adapter(info, model, settings)
         key = (f"{info.name} {path}", timeouts)
         if key not in self._adapters:
             self._adapters[key] = self._open(info, path, timeouts)
@@ -285,6 +287,7 @@ class ProviderPool:
         concurrency: int | None = None,
         *,
         wait: Wait | None = None,
+        settings: AgentSettings | None = None,
         probe: ModelRequest | None = None,
         draw: tuple[object, ...] | None = None,
     ) -> Provider:
@@ -293,11 +296,12 @@ class ProviderPool:
         Args:
             concurrency: requests at one time, besides what the person's settings say.
             wait: how a conversation waits for its place under a limit.
+            settings: those of the agent, where they decide how its model is asked.
             probe: a request with the settings that count; given, replies are cached.
             draw: what tells this conversation's draws from all others; None: they share their replies.
         """
         info, model = split_model(model_id)
-        adapter = self.adapter(model_id, timeouts)
+        adapter = self.adapter(model_id, timeouts, settings)
         found: Provider = Timed(adapter, timeouts, info.name)
         if info.adapter == PROVIDERS["ollama"].adapter:
             from .residency import Resident
@@ -369,11 +373,17 @@ class ProviderPool:
             self._cache.close()
 
 
-def _adapter(info: ProviderInfo, model: str) -> str:
-    """`module:class` of the adapter for one model: some of OpenAI's serve the Responses API only."""
-    if info.name == "openai" and at_home(info) and needs_responses(model):
-        return "pidgin_cli.providers.responses:ResponsesProvider"
-    return info.adapter
+def _adapter(info: ProviderInfo, model: str, settings: AgentSettings | None = None) -> str:
+    """`module:class` of the adapter for one model.
+
+    Some of OpenAI's models are served in the Responses API only, and only there do any of them show what they think.
+    It takes no `stop` and no `seed`, so that with those an agent is asked in chat completions all the same.
+    """
+    if info.name != "openai" or not at_home(info):
+        return info.adapter
+    settings = settings or AgentSettings()
+    shows = (settings.think or settings.effort is not None) and settings.stop is None and settings.seed is None
+    return RESPONSES if needs_responses(model) or shows else info.adapter
 
 
 def needs_responses(model: str) -> bool:

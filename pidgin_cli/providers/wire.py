@@ -100,7 +100,45 @@ def message_in(body: object) -> str:
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait as the provider asks: `retry-after-ms`, or `retry-after` in seconds or as a date."""
+    """Seconds to wait as the provider asks: `retry-after-ms`, or `retry-after` in seconds or as a date.
+
+    Without either: until the last of the limits resets of which the rate-limit headers say that nothing remains.
+    """
+    asked = _retry_after(headers)
+    return asked if asked is not None else _until_reset(headers)
+
+
+_LIMIT = re.compile(r"(?P<family>x-ratelimit|anthropic-ratelimit)-(?:remaining-(?P<what>.+)|(?P<kind>.+)-remaining)")
+_SPAN = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def _until_reset(headers: Mapping[str, str]) -> float | None:
+    waits = []
+    for name, value in headers.items():
+        match = _LIMIT.fullmatch(name.lower())
+        if match is None or value.strip() != "0":
+            continue
+        what = match["what"]
+        reset = headers.get(f"{match['family']}-reset-{what}" if what else f"{match['family']}-{match['kind']}-reset")
+        if reset is not None and (seconds := _span(reset)) is not None:
+            waits.append(seconds)
+    return max(waits, default=None)
+
+
+def _span(text: str) -> float | None:
+    """Seconds in `6m0s` or `120ms`, or until a date such as `2026-11-21T09:00:00Z`."""
+    parts = _SPAN.findall(text)
+    if parts and "".join(number + unit for number, unit in parts) == text.strip():
+        return sum(float(number) * _SECONDS[unit] for number, unit in parts)
+    try:
+        when = datetime.fromisoformat(text.strip())
+    except ValueError:
+        return None
+    return max(0.0, (when - datetime.now(UTC)).total_seconds()) if when.tzinfo is not None else None
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
     for name, per_second in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         try:
             seconds = float(headers.get(name, "")) / per_second

@@ -72,7 +72,7 @@ class Settings(_Checked):
     def _whole_ids(cls, models: dict[str, ModelSettings]) -> dict[str, ModelSettings]:
         for name in models:
             if not re.fullmatch(r"[^:]+:.+", name, re.DOTALL):
-                raise ValueError(f"{name!r} is no id; write [models.\"PROVIDER:MODEL\"]")
+                raise ValueError(f'{name!r} is no id; write [models."PROVIDER:MODEL"]')
         return models
 
 
