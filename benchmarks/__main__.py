@@ -210,7 +210,29 @@ def start(size: Size) -> Iterator[Row]:
     yield _at_most(what, ours_took / click, 1.5, " ×")
 
 
-MEASUREMENTS = {"rate": rate, "latency": latency, "growth": growth, "memory": memory, "start": start}
+def streaming(size: Size) -> Iterator[Row]:
+    """Many streams at once through a real SDK."""
+    from .streaming import main  # only now, so that the SDK's import is not part of what comes before
+
+    yield from (Row(*row) for row in main(quick=size is QUICK))
+
+
+def limits(size: Size) -> Iterator[Row]:
+    """Adaptive concurrency against servers with hard limits."""
+    from .limits import main
+
+    yield from (Row(*row) for row in main(quick=size is QUICK))
+
+
+MEASUREMENTS = {
+    "rate": rate,
+    "latency": latency,
+    "growth": growth,
+    "memory": memory,
+    "start": start,
+    "streaming": streaming,
+    "limits": limits,
+}
 
 if __name__ == "__main__":
     main()

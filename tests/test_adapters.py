@@ -634,7 +634,7 @@ TOOL_TALK = (
                 },
                 {"role": "tool", "tool_name": "add", "content": "3"},
                 {"role": "tool", "tool_name": "now", "content": "no clock"},
-                {"role": "assistant", "content": "Three."},
+                {"role": "assistant", "content": "Three.", "thinking": "Say it."},
                 {"role": "user", "content": "Thanks."},
             ],
         ),

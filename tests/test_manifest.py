@@ -49,6 +49,7 @@ from pidgin_cli.eventlog.manifest import (
     rebuild,
 )
 from pidgin_cli.eventlog.state import RunState, advance, run_state
+from pidgin_cli.experiments.registry import current_manifest
 
 ID = "abcd1234"
 TODAY = date(2026, 3, 4)
@@ -887,3 +888,26 @@ def test_named_is_an_event_like_any_other(folder: ExperimentFolder) -> None:
     conversation.close()
     assert conversation.state.last_seq == 1
     assert conversation.state.updated_at == read_record(folder.log(f"{ID}-1")).events[1].timestamp
+
+
+def test_a_dead_run_is_counted_by_its_logs(tmp_path: Path) -> None:
+    """Where the runner died after a log was written and before the manifest was, lists show what the log says."""
+    root = OutputRoot(tmp_path)
+    folder = root.create("abcdefgh", None, date(2026, 1, 2), {"manifest.json": b"{}"})
+    folder.manifest.write_bytes(
+        Manifest(experiment_id="abcdefgh", status=Status.RUNNING, created_at=datetime.now(UTC)).encode()
+    )
+    before = folder.manifest.stat().st_mtime_ns
+    syncer = Syncer()
+    log = EventLog(
+        folder.log("abcdefgh-1"),
+        experiment_id="abcdefgh",
+        conversation_id="abcdefgh-1",
+        syncer=syncer,
+        durability="none",
+    )
+    log.append(TurnCompleteEvent(turn_number=3))
+    log.flush()
+    os.utime(log.path, ns=(before + 1, before + 1))
+    found = current_manifest(root, folder)
+    assert (found.status, found.totals.turns) == (Status.INTERRUPTED, 3)

@@ -285,7 +285,7 @@ async def test_a_cancelled_run_is_recorded_once_as_abandoned(tmp_path: Path) -> 
 async def test_thoughts_of_a_lost_reply_do_not_come_back(tmp_path: Path) -> None:
     """Signed thinking of a reply that died behind it is not sent along with the message that took its place."""
     thinker = Scripted([ThinkingDelta("Hm.", "sig"), *_HELLO])
-    spec = experiment("openai:m1", "local:test")
+    spec = experiment("openai:m1", "local:test", agents={"a": {"thinking_visible": "own"}})
     run = await converse(tmp_path / "whole", spec, pool=ScriptedPool(m1=thinker))
     line = of_type(run.events, ThinkingCompleteEvent)[0].seq + 1
     size = len(b"".join(run.log.read_bytes().splitlines(keepends=True)[:line]))

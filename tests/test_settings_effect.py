@@ -483,3 +483,14 @@ class Watched(ProviderPool):
     def __init__(self, server: OllamaServer) -> None:
         super().__init__()
         self._residencies["ollama"] = Residency(probe=server.memory, linger_s=0.0)
+
+
+async def test_a_model_without_thoughts_is_not_told_to_have_none(
+    server: LoopbackServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`think: false` is not sent to a model that never thinks: some of these refuse it."""
+    run = await converse(
+        tmp_path, experiment("openai:gpt-4o", "local:test", agents={"a": {"think": False}}, max_turns=1)
+    )
+    check_record(run.events)
+    assert "reasoning_effort" not in server.chats[0].body

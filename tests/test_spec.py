@@ -288,7 +288,7 @@ def test_any_text_comes_back_from_the_file(one: str, two: list[str]) -> None:
         {
             "agents": [
                 {**TWO[0], "temperature": 0.0, "top_p": 0.5, "max_tokens": 7, "seed": -3, "think_budget": 9},
-                {**TWO[1], "temperature": 2, "effort": "high", "think": False, "awareness": "research"},
+                {**TWO[1], "temperature": 2, "effort": "high", "awareness": "research"},
                 {"id": "z9", "model": "openrouter:x/y:free", "name": "Ж", "awareness": "backrooms"},
             ]
         },
@@ -441,3 +441,10 @@ def test_windows_of_local_models_are_unknown() -> None:
     """What nobody knows is None, never a guess."""
     assert context_window("local:test") is None
     assert context_window("openai:nobody-knows-it") is None
+
+
+@pytest.mark.parametrize("keys", [{"effort": "high"}, {"think_budget": 100}])
+def test_no_thinking_leaves_no_room_for_effort(keys: dict[str, object]) -> None:
+    """`think: false` with an effort or a budget is a contradiction, not something to drop."""
+    with pytest.raises(SpecError, match="think: false"):
+        check({"agents": [{"id": "a", "model": "test", "think": False, **keys}, {"id": "b", "model": "test"}]})

@@ -330,6 +330,9 @@ class Conductor:
 
     def _as_taken(self, agent: Agent) -> Agent:
         """The agent without what its model does not take, where the spec is lenient about it."""
+        if agent.settings.think is False and thinks(agent.model) is False:
+            # It has nothing to switch off, and some of these refuse to be told so.
+            agent = replace(agent, settings=replace(agent.settings, think=None))
         if not self.spec.lenient:
             return agent
         dropped = unsupported(split_model(agent.model)[0], agent, thinks=thinks(agent.model))

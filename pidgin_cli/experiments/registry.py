@@ -11,7 +11,7 @@ import psutil
 from pidgin_cli.core.errors import LogError
 from pidgin_cli.core.types import Status
 from pidgin_cli.eventlog.folder import ExperimentFolder, OutputRoot
-from pidgin_cli.eventlog.manifest import Manifest, read_manifest
+from pidgin_cli.eventlog.manifest import Manifest, read_manifest, rebuild
 
 __all__ = ["HEARTBEAT_S", "PidFile", "current_manifest", "living_runner"]
 
@@ -76,9 +76,20 @@ def current_manifest(root: OutputRoot, folder: ExperimentFolder) -> Manifest:
     manifest = read_manifest(folder)
     unfinished = (Status.CREATED, Status.RUNNING, Status.PAUSED)
     if manifest.status in unfinished and living_runner(root, folder.experiment_id) is None:
+        if _behind(folder):
+            manifest = rebuild(folder)
         manifest.status = Status.INTERRUPTED
         for entry in manifest.conversations.values():
             if entry.status in (Status.RUNNING, Status.PAUSED):
                 entry.status = Status.INTERRUPTED
         manifest.add_up()
     return manifest
+
+
+def _behind(folder: ExperimentFolder) -> bool:
+    """Whether the runner died between writing a log and writing the manifest."""
+    try:
+        written = folder.manifest.stat().st_mtime_ns
+        return any(log.stat().st_mtime_ns > written for log in folder.logs().values())
+    except OSError:
+        return True

@@ -78,6 +78,12 @@ class AgentSpec(_Checked):
     )
     stop_phrase: str | None = Field(None, min_length=1, description="The agent ends the conversation by saying it")
 
+    @model_validator(mode="after")
+    def _thinks_or_not(self) -> Self:
+        if self.think is False and (self.effort is not None or self.think_budget is not None):
+            raise ValueError("think: false leaves nothing for effort or think_budget to do; leave one of them out")
+        return self
+
 
 class ContextSpec(_Checked):
     """What happens when the context window is full."""
