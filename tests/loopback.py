@@ -305,10 +305,12 @@ class LoopbackServer:
 
 
 @contextmanager
-def loopback_in_thread(reply: ReplyTo | None = None) -> Iterator[LoopbackServer]:
+def loopback_in_thread(
+    reply: ReplyTo | None = None, kind: type[LoopbackServer] = LoopbackServer
+) -> Iterator[LoopbackServer]:
     """A server in a thread of its own, while the block runs."""
     started = threading.Event()
-    server = LoopbackServer(reply)
+    server = kind(reply)
     stop = asyncio.Event()
     loop = asyncio.new_event_loop()
 

@@ -182,7 +182,7 @@ def test_a_planted_key_is_nowhere(keyring: KeyringStandIn, server: LoopbackServe
 def test_a_planted_key_is_not_in_the_process_list(
     keyring: KeyringStandIn, server: LoopbackServer, tmp_path: Path
 ) -> None:
-    """While a reply is awaited, the key of the keyring is neither in the arguments nor in the environment seen by ps."""
+    """While a reply is awaited, the key of the keyring is in neither the arguments nor the environment of a process."""
     keyring.held[HELD] = PLANTED
     server.script(Reply(hang=2))
     env = ENVIRONMENT | keyring.env | {"OPENAI_BASE_URL": f"{server.url}/v1", "NO_PROXY": "127.0.0.1"}

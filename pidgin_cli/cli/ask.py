@@ -31,10 +31,14 @@ def ask(prompt: str, options: dict[str, Any]) -> int:
     """Ask one model one question and print the answer as it comes. Gives the exit status."""
     use_person_settings()
     model_id = resolve_model(options["model"], PROVIDERS)
-    info, _ = split_model(model_id)
+    info, name = split_model(model_id)
     fetch_key(info)
     if (variable := missing_key(info)) is not None:
         raise SpecError(f"{model_id} needs a key: export {variable}=…")
+    if info.name == "local":
+        from pidgin_cli.providers.local import check_model
+
+        check_model(name)
     settings = AgentSettings(
         temperature=options["temperature"], max_tokens=options["max_tokens"], think=True if options["think"] else None
     )

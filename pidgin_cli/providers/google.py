@@ -176,7 +176,9 @@ class GoogleProvider:
 
     async def served_models(self) -> list[str]:
         """Names of the models that the key may use."""
-        with self._translating([]):
+        opened: list[httpx2.Response] = []
+        _opened.set(opened)
+        with self._translating(opened):
             models = await self._client.aio.models.list()
             return [(model.name or "").removeprefix("models/") async for model in models]
 

@@ -1,0 +1,340 @@
+"""One model, one question: `Dialogue` for programs, `pidgin ask` and `pidgin cache` for people."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from contextlib import aclosing
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from commands import Pidgin, error_of, pidgin, process
+from loopback import LoopbackServer, Reply, Tokens, loopback_in_thread
+from terminal import Terminal
+
+import pidgin_cli
+from pidgin_cli.conversation.dialogue import CompleteEvent, Dialogue, ErrorEvent, TokenEvent
+from pidgin_cli.core.errors import AuthenticationFailed, ProviderUnavailable, SpecError
+from pidgin_cli.core.types import AgentSettings, Retries
+from pidgin_cli.providers.cache import ResponseCache
+
+__all__ = ["pidgin"]
+
+QUICK = Retries(attempts=3, base_s=0.001, max_wait_s=0.002)
+
+
+@pytest.fixture
+def at(monkeypatch: pytest.MonkeyPatch) -> "type[Served]":
+    Served.monkeypatch = monkeypatch
+    return Served
+
+
+class Served(LoopbackServer):
+    """The loopback server, to which this process's environment leads."""
+
+    monkeypatch: pytest.MonkeyPatch
+
+    async def __aenter__(self) -> "Served":
+        await super().__aenter__()
+        for name, value in self.env.items():
+            self.monkeypatch.setenv(name, value)
+        return self
+
+
+# The facade
+
+
+async def test_tokens_then_the_whole(at: type[Served]) -> None:
+    """A stream yields the pieces as they come, then one event with the whole reply and its figures."""
+    async with at() as server, Dialogue("openai:gpt-4o", system="Be brief.") as dialogue:
+        events = [event async for event in dialogue.process_stream("Why?")]
+    assert [event.type for event in events] == ["token", "token", "token", "complete"]
+    *tokens, done = events
+    assert isinstance(done, CompleteEvent)
+    pieces = [event.text for event in tokens if isinstance(event, TokenEvent)]
+    assert pieces == ["Hello", " from", " the loopback."]
+    assert done.response == "".join(pieces)
+    assert not done.from_cache
+    assert set(asdict(done.metrics)) == {"ttft", "total_time", "tokens", "tokens_per_second", "cost_usd"}
+    assert done.metrics.tokens == 5
+    assert done.metrics.ttft is not None
+    assert 0 < done.metrics.ttft <= done.metrics.total_time
+    assert done.metrics.cost_usd is None  # not the vendor's own server
+    (request,) = server.chats
+    assert (request.system, request.messages) == ("Be brief.", [("user", "Why?")])
+
+
+async def test_simple_question(at: type[Served]) -> None:
+    """`process` gives the whole reply; the model may come with the question, and settings are sent."""
+    settings = AgentSettings(temperature=0.0, max_tokens=7)
+    async with at() as server, Dialogue(settings=settings) as dialogue:
+        server.script(Reply("Because.", thinking=("Let me", " see."), usage=Tokens(20, 5)))
+        done = await dialogue.process("Why?", "anthropic:claude-sonnet-5-5")
+    assert (done.response, done.thinking) == ("Because.", "Let me see.")
+    body = server.chats[0].body
+    assert (body["model"], body["temperature"], body["max_tokens"]) == ("claude-sonnet-5-5", 0.0, 7)
+
+
+async def test_which_model() -> None:
+    """Without a model, or with one that nobody knows, nothing is asked."""
+    async with Dialogue() as dialogue:
+        for model in (None, "nonsens", "nobody:x"):
+            with pytest.raises(SpecError, match="the nearest are"):
+                await dialogue.process("Why?", model)
+    async with Dialogue("test") as dialogue:
+        assert (await dialogue.process("Why?")).metrics.cost_usd == 0.0
+
+
+async def test_a_missing_key_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its key a provider is not asked, and the error names the variable."""
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    async with Dialogue("openai:gpt-4o") as dialogue:
+        with pytest.raises(SpecError, match="OPENAI_API_KEY"):
+            await dialogue.process("Why?")
+
+
+async def test_an_error_is_an_event(at: type[Served]) -> None:
+    """A refusal of the provider ends the stream with its class and words; `process` raises it."""
+    wrong = Reply(status=401, body={"error": {"message": "no such key"}})
+    async with at() as server, Dialogue("openai:gpt-4o") as dialogue:
+        server.script(wrong, wrong)
+        (event,) = [event async for event in dialogue.process_stream("Why?")]
+        assert isinstance(event, ErrorEvent)
+        assert (event.type, event.error) == ("error", "AuthenticationFailed")
+        assert "no such key" in event.message
+        with pytest.raises(AuthenticationFailed, match="no such key"):
+            await dialogue.process("Why?")
+
+
+async def test_what_may_be_tried_again_is(at: type[Served]) -> None:
+    """A server that is busy is asked again, and the reply shows nothing of it; after the last try it is an error."""
+    busy = Reply(status=503, body={"error": {"message": "busy"}})
+    async with at() as server, Dialogue("openai:gpt-4o", retries=QUICK) as dialogue:
+        server.script(busy, busy)
+        assert (await dialogue.process("Why?")).response == "Hello from the loopback."
+        server.script(busy, busy, busy)
+        (event,) = [event async for event in dialogue.process_stream("Why?")]
+        assert isinstance(event, ErrorEvent)
+        assert event.error == "Overloaded"
+    assert len(server.chats) == 6
+
+
+async def test_a_stream_that_dies(at: type[Served]) -> None:
+    """When the connection breaks half-way, what came stands void: an error follows, and no complete reply."""
+    async with at() as server, Dialogue("openai:gpt-4o", retries=QUICK) as dialogue:
+        server.script(Reply(("One", " two", " three"), cut_after=3), Reply(("One", " two"), cut_after=2))
+        *tokens, last = [event async for event in dialogue.process_stream("Why?")]
+        assert [event.type for event in tokens] == ["token"] * 2
+        assert isinstance(last, ErrorEvent)
+        assert last.error == "ProviderUnavailable"
+        with pytest.raises(ProviderUnavailable):
+            await dialogue.process("Why?")
+    assert len(server.chats) == 2
+
+
+async def test_leaving_midway_ends_the_request(at: type[Served]) -> None:
+    """Closing the stream, or cancelling whoever reads it, hangs up on the server."""
+    async with at() as server, Dialogue("openai:gpt-4o") as dialogue:
+        server.script(Reply(("One", " two"), hang=2))
+        async with aclosing(dialogue.process_stream("Why?")) as events:  # type: ignore[type-var]
+            async for event in events:
+                assert isinstance(event, TokenEvent)
+                break
+        await asyncio.wait_for(server.hung_up.wait(), 5)
+        server.hung_up.clear()
+        server.received.clear()
+        server.script(Reply(hang="request"))
+        asking = asyncio.create_task(dialogue.process("Why?"))
+        await server.received.wait()
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await asyncio.wait_for(server.hung_up.wait(), 5)
+
+
+async def test_cached_replies(at: type[Served], tmp_path: Path) -> None:
+    """The same request again comes from the cache, marked and free; another parameter or prompt is asked anew."""
+    cache = ResponseCache(tmp_path / "replies.db")
+    async with at() as server, Dialogue("openai:gpt-4o", cache=cache) as dialogue:
+        first = await dialogue.process("Why?")
+        again = await dialogue.process("Why?")
+        assert (first.from_cache, again.from_cache) == (False, True)
+        assert (again.response, again.metrics.tokens, again.metrics.cost_usd) == (first.response, 5, 0.0)
+        assert not (await dialogue.process("Why not?")).from_cache
+        stats = dialogue.cache_stats()
+        assert (stats["entries"], stats["hits"], stats["misses"]) == (2, 1, 2)
+        async with Dialogue("openai:gpt-4o", cache=cache, settings=AgentSettings(temperature=1.0)) as other:
+            assert not (await other.process("Why?")).from_cache
+    assert len(server.chats) == 3
+
+
+async def test_failures_are_not_cached(at: type[Served], tmp_path: Path) -> None:
+    """A reply that was cut for length, or broke off, is never given again."""
+    async with at() as server, Dialogue("openai:gpt-4o", cache=ResponseCache(tmp_path / "replies.db")) as dialogue:
+        server.script(Reply("Cut", finish="length"), Reply(("Half", "way"), cut_after=2))
+        assert (await dialogue.process("Why?")).response == "Cut"
+        with pytest.raises(ProviderUnavailable):
+            await dialogue.process("Why?")
+        assert (await dialogue.process("Why?")).response == "Hello from the loopback."
+        assert dialogue.cache_stats()["entries"] == 1
+
+
+async def test_figures_of_cache_and_memory() -> None:
+    """Without a cache its figures are empty; memory is that of this process, and what is left."""
+    async with Dialogue("test") as dialogue:
+        assert dialogue.cache_stats() == {}
+        memory = dialogue.memory_stats()
+    assert set(memory) == {"process_bytes", "available_bytes"}
+    assert all(value > 1_000_000 for value in memory.values())
+
+
+# As the package offers it
+
+
+def test_the_package_offers_it() -> None:
+    """`from pidgin_cli import Dialogue` and the events work, and `__all__` tells no lies."""
+    assert pidgin_cli.Dialogue is Dialogue
+    assert {getattr(pidgin_cli, name) for name in pidgin_cli.__all__} == {
+        CompleteEvent,
+        Dialogue,
+        ErrorEvent,
+        TokenEvent,
+    }
+    assert set(pidgin_cli.__all__) <= set(dir(pidgin_cli))
+    with pytest.raises(AttributeError, match="no attribute 'Monologue'"):
+        _ = pidgin_cli.Monologue
+
+
+_LOADED = """
+import sys
+import pidgin_cli
+cheap = sorted(name for name in sys.modules if name.startswith("pidgin_cli") or name in ("asyncio", "msgspec"))
+from pidgin_cli import Dialogue
+Dialogue("test").memory_stats()
+print(cheap, sorted({"anthropic", "openai", "ollama", "google.genai"} & set(sys.modules)))
+"""
+
+
+def test_what_is_loaded() -> None:
+    """`import pidgin_cli` loads nothing but itself; `Dialogue` and its figures load no vendor's SDK."""
+    done = subprocess.run([sys.executable, "-c", _LOADED], capture_output=True, text=True, check=True)
+    assert done.stdout == "['pidgin_cli'] []\n"
+
+
+# pidgin ask
+
+
+def test_ask_in_a_pipe(pidgin: Pidgin) -> None:
+    """Piped, the answer comes bare with one newline at its end, and nothing else."""
+    assert pidgin("ask", "Hi", "-m", "local:test?reply=Exactly+so.") == (0, "Exactly so.\n", "")
+    assert pidgin("ask", "Hi", "-m", "local:test?reply=Two%0Alines%0A") == (0, "Two\nlines\n", "")
+    assert pidgin("ask", "Hi", "-m", "silent") == (0, "\n", "")
+    assert list(Path().iterdir()) == []
+
+
+def test_ask_from_a_file_and_standard_input(pidgin: Pidgin) -> None:
+    """@FILE and - give the question; a system prompt goes with it."""
+    Path("question.txt").write_text("From a file?\n")
+    with loopback_in_thread() as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.env.items():
+            patch.setenv(name, value)
+        flags = ("-m", "openai:gpt-4o", "-s", "Be brief.", "--temperature", "0", "--max-tokens", "9")
+        assert pidgin("ask", "@question.txt", *flags).status == 0
+        assert pidgin("ask", "-", *flags, stdin=b"From a pipe?\n").status == 0
+        first, second = server.chats
+    assert first.messages == [("user", "From a file?")]
+    assert second.messages == [("user", "From a pipe?")]
+    assert first.system == "Be brief."
+    assert first.body["temperature"] == 0
+    assert 9 in (first.body.get("max_tokens"), first.body.get("max_completion_tokens"))
+
+
+def test_ask_as_json(pidgin: Pidgin) -> None:
+    """--json prints every event as a line, an error included; what was thought comes with the whole reply."""
+    said = pidgin("ask", "Hi", "-m", "local:test?reply=Yes", "--json", "--think")
+    token, done = (json.loads(line) for line in said.out.splitlines())
+    assert token == {"type": "token", "text": "Yes"}
+    assert (done["type"], done["response"], done["from_cache"]) == ("complete", "Yes", False)
+    assert done["thinking"]
+    said = pidgin("ask", "Hi", "-m", "local:test?fail=auth@1", "--json")
+    assert (said.status, said.err) == (1, "")
+    assert json.loads(said.out)["error"] == "AuthenticationFailed"
+
+
+def test_ask_at_a_terminal(tmp_path: Path) -> None:
+    """At a terminal the answer is wrapped, and its figures stand below."""
+    with Terminal("ask", "Hi", "-m", "local:test?reply=Exactly+so.", cwd=tmp_path) as terminal:
+        assert terminal.wait() == 0
+        assert terminal.text.startswith("Exactly so.\n")
+        assert "2 tokens · $0 · first token 0." in terminal.text
+
+
+def test_ask_shows_no_commands_to_the_terminal(tmp_path: Path) -> None:
+    """Control characters of a model's answer do not reach the terminal."""
+    with Terminal("ask", "Hi", "-m", "local:test?reply=a%1b]0;title%07b", cwd=tmp_path) as terminal:
+        assert terminal.wait() == 0
+        assert b"\x1b]0;" not in terminal.raw
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "told"),
+    [
+        (("Hi", "-m", "local:test?fail=auth@1"), 1, "AuthenticationFailed: "),
+        (("Hi", "-m", "local:test?fail=context@1"), 1, "ContextLengthExceeded: "),
+        (("Hi", "-m", "openai:gpt-4o"), 2, "needs a key: export OPENAI_API_KEY=…"),
+        (("Hi", "-m", "sonet"), 2, "the nearest are sonnet"),
+        (("Hi", "-m", "local:tset"), 2, "no model 'local:tset'; did you mean 'test'"),
+        (("Hi",), 2, "Missing option '-m'"),
+        (("-m", "test"), 2, "Missing argument 'PROMPT'"),
+        ((" ", "-m", "test"), 2, "the text is empty; give some"),
+        (("@none.txt", "-m", "test"), 2, "none.txt: No such file"),
+        (("Hi", "-m", "test", "--temperature", "3"), 2, "--temperature"),
+        (("Hi", "-m", "silent", "--think"), 2, "local:silent does not think; leave it out"),
+    ],
+)
+def test_ask_that_goes_wrong(pidgin: Pidgin, argv: tuple[str, ...], status: int, told: str) -> None:
+    """What fails while asking is 1, wrong use is 2; one line says what it was, and nothing else is printed."""
+    assert told in error_of(pidgin("ask", *argv), status)
+
+
+# The cache
+
+
+def test_ask_and_cache_commands(tmp_path: Path) -> None:
+    """--cache answers the second time from the cache; `cache stats` counts, `prune` and `clear` forget."""
+    cached = {"PIDGIN_CACHE_DIR": str(tmp_path / "cache")}
+    assert process("cache", "stats", cwd=tmp_path, env=cached).out.endswith("responses.db: 0 replies, 0.0 MB\n")
+    with loopback_in_thread() as server:
+        env = cached | server.env
+        first = process("ask", "Hi", "-m", "openai:gpt-4o", "--cache", cwd=tmp_path, env=env)
+        again = process("ask", "Hi", "-m", "openai:gpt-4o", "--cache", "--json", cwd=tmp_path, env=env)
+        assert len(server.chats) == 1
+        with Terminal("ask", "Hi", "-m", "openai:gpt-4o", "--cache", cwd=tmp_path, env=env) as terminal:
+            assert terminal.wait() == 0
+            assert "from the cache" in terminal.text
+        assert len(server.chats) == 1
+        assert process("ask", "Hi", "-m", "openai:gpt-4o", cwd=tmp_path, env=env).status == 0
+        assert len(server.chats) == 2
+    done = json.loads(again.out.splitlines()[-1])
+    assert (first.out, done["response"], done["from_cache"]) == (f"{done['response']}\n", done["response"], True)
+    (stats,) = json.loads(process("cache", "stats", "--json", cwd=tmp_path, env=cached).out)
+    assert (stats["entries"], stats["path"]) == (1, str(tmp_path / "cache" / "responses.db"))
+    assert ": 1 replies, 0.0 MB\nfrom " in process("cache", "stats", cwd=tmp_path, env=cached).out
+    assert process("cache", "prune", "--older-than-days", "1", cwd=tmp_path, env=cached).out == "forgot 0 replies\n"
+    assert process("cache", "prune", "--older-than-days", "0", cwd=tmp_path, env=cached).out == "forgot 1 replies\n"
+    assert process("cache", "clear", cwd=tmp_path, env=cached).out == "forgot 0 replies\n"
+
+
+def test_cache_commands_that_go_wrong(pidgin: Pidgin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`prune` wants to know what may go; a broken file is told by `stats` and replaced by `clear`."""
+    monkeypatch.setenv("PIDGIN_CACHE_DIR", "cache")
+    assert "--older-than-days N, --max-mb N, or both" in error_of(pidgin("cache", "prune"))
+    assert error_of(pidgin("cache", "prune", "--max-mb", "0"))
+    Path("cache").mkdir()
+    Path("cache/responses.db").write_bytes(b"no database at all" * 100)
+    assert "it cannot be used: " in pidgin("cache", "stats").out
+    assert error_of(pidgin("cache", "prune", "--max-mb", "1"), 1)
+    assert pidgin("cache", "clear") == (0, "forgot 0 replies\n", "")
+    assert "it cannot be used" not in pidgin("cache", "stats").out
