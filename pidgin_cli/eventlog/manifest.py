@@ -171,7 +171,7 @@ def host() -> str:
 class ManifestWriter:
     """Keeps `manifest.json` in step with the events, at most two writes a second whatever the load."""
 
-    INTERVAL_S = 0.5
+    INTERVAL_S = 0.55
 
     def __init__(self, path: Path, manifest: Manifest, report: Callable[[LogError], None]) -> None:
         """`report` takes the error when a write fails: a full disk must not end a run whose logs still go through."""
@@ -217,13 +217,17 @@ class ManifestWriter:
             self._timer.cancel()
             self._timer = None
         self._last_write = asyncio.get_running_loop().time()
+        self.catch_up()
+        _write(self._path, self.manifest)
+        self.writes += 1
+
+    def catch_up(self) -> None:
+        """Bring `manifest` in step with the events without writing it."""
         for conversation_id in self._dirty:
             log = f"conv_{conversation_id}_events.jsonl"
             self.manifest.conversations[conversation_id] = ConversationEntry.of(self._states[conversation_id], log)
         self._dirty.clear()
         self.manifest.add_up()
-        _write(self._path, self.manifest)
-        self.writes += 1
 
     def close(self) -> None:
         """The last write."""

@@ -155,7 +155,7 @@ class Runner:
                 outcomes[conversation_id] = outcome
                 if outcome.end_reason in (EndReason.STOP_REQUEST, EndReason.BUDGET):
                     break  # a full context window, on the other hand, ends no conversation but its own
-            writer.write()
+            writer.catch_up()
             counts = Counter(entry.status.value for entry in manifest.conversations.values())
             end = ExperimentCompleteEvent(status=_experiment_status(counts), conversations=dict(counts))
             log.append(end)

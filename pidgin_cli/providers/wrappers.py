@@ -218,7 +218,7 @@ class Retrying:
             try:
                 async for delta in stream:
                     if isinstance(delta, Finish):
-                        yield replace(delta, attempt=request.attempt)
+                        yield replace(delta, attempt=request.attempt) if request.attempt > 1 else delta
                         return
                     handed_out = handed_out or not isinstance(delta, UsageDelta)
                     yield delta
