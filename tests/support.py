@@ -261,6 +261,11 @@ def story(events: Sequence[Event], *, totals: bool = True) -> list[tuple[Any, ..
     return told
 
 
+def total(*parts: int | None) -> int | None:
+    """Their sum; None as soon as one of them is not known."""
+    return None if None in parts else sum(part for part in parts if part is not None)
+
+
 def check_record(events: Sequence[Event], *, ended: bool = True) -> None:
     """Everything DESIGN 5.2 says about the events of one conversation and their order.
 
@@ -303,9 +308,9 @@ class _Grammar:
         self.attempt = 1
         self.thinking = False
         self.uncounted: MessageCompleteEvent | None = None
-        self.tokens = 0
-        self.prompt: int | None = None
-        self.completion: int | None = None
+        self.tokens: int | None = 0
+        self.prompt: int | None = 0
+        self.completion: int | None = 0
         self.cost: float | None = 0.0
         self.paused = False
         self.ended = False
@@ -439,11 +444,9 @@ class _Grammar:
             )
             assert event.cost == said.cost
             self.uncounted = None
-        self.tokens += (event.prompt_tokens or 0) + (event.completion_tokens or 0)
-        if event.prompt_tokens is not None:
-            self.prompt = (self.prompt or 0) + event.prompt_tokens
-        if event.completion_tokens is not None:
-            self.completion = (self.completion or 0) + event.completion_tokens
+        self.tokens = total(self.tokens, event.prompt_tokens, event.completion_tokens)
+        self.prompt = total(self.prompt, event.prompt_tokens)
+        self.completion = total(self.completion, event.completion_tokens)
         self.cost = None if event.cost is None or self.cost is None else self.cost + event.cost
         assert event.total_tokens == self.tokens, "the running total is wrong"
         assert event.total_cost == (None if self.cost is None else pytest.approx(self.cost))

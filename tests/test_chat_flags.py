@@ -53,12 +53,13 @@ def test_what_a_model_cannot_do_is_refused(
 
 
 def test_several_refusals_are_told_together(pidgin: Pidgin) -> None:
-    """Every agent that cannot is named, each on its line."""
+    """Every agent that cannot is named, in one line."""
     said = pidgin("chat", "-a", "local:silent", "-b", "local:silent", "--think")
     assert said.status == 2
-    first, second = said.err.splitlines()
-    assert first == "Error: agent a: local:silent does not think; leave it out, or give --lenient"
-    assert second == "agent b: local:silent does not think; leave it out, or give --lenient"
+    assert said.err.splitlines() == [
+        "Error: agent a: local:silent does not think; leave it out, or give --lenient; "
+        "agent b: local:silent does not think; leave it out, or give --lenient"
+    ]
 
 
 def test_effort(pidgin: Pidgin, server: LoopbackServer) -> None:

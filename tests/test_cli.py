@@ -244,6 +244,23 @@ def test_meditation(pidgin: Pidgin) -> None:
     assert pidgin("chat", *TEST, "--meditation").status == 2
 
 
+def test_silence_gets_no_settings(pidgin: Pidgin) -> None:
+    """What is asked of all models is asked of agent a only where the other is silence."""
+    flags = ("--think", "--think-budget", "64", "--effort", "low", "--temperature", "1", "--max-tokens", "50")
+    said = pidgin("chat", "-a", "local:test?words=5", "--meditation", "-t", "1", "--lenient", *flags)
+    assert (said.status, said.err) == (0, "")
+    a, b = record().of("MessageRequest")
+    assert "think" in a["parameters"]
+    assert not {"think", "think_budget", "effort", "temperature", "max_tokens"} & set(b.get("parameters", {}))
+
+
+def test_a_contradiction_that_is_none(pidgin: Pidgin) -> None:
+    """A short flag beside the long one that says the same is fine."""
+    flags = ("--tail", "--display", "tail", "--allow-truncation", "--context", "window")
+    assert pidgin("chat", *TEST, "-t", "1", *flags).status == 0
+    assert "--display tail" in error_of(pidgin("resume", record().id, "--tail", "--display", "quiet"))
+
+
 @pytest.mark.parametrize(
     ("model", "flag"),
     [
@@ -406,7 +423,7 @@ def test_show_finds_by_id_prefix_name_and_path(pidgin: Pidgin, two: tuple[str, s
     message = read(log).texts[0]
     for target in (two[0], two[0][:5], "first", "First", folder):
         said = pidgin("show", target)
-        assert said.out.startswith(f"{two[0]}  first  completed\n1 of 1 conversations complete · 2 messages · ")
+        assert said.out.startswith(f"{two[0]}  first  completed\n1 of 1 conversation complete · 2 messages · ")
         assert message in said.out
     for target in (f"{two[0]}-1", log):
         assert pidgin("show", target).out.splitlines()[0].startswith("a  test-a")
@@ -570,6 +587,10 @@ WRONG = {
     "endless time-out": ((*TEST, "--timeout-gap", "inf"), "--timeout-gap"),
     "negative time-out": ((*TEST, "--timeout-total", "-1"), "--timeout-total"),
     "contradiction": ((*TEST, "--allow-truncation", "--context", "summarise"), "--context window"),
+    "contradiction to the default": ((*TEST, "--allow-truncation", "--context", "stop"), "--context window"),
+    "two displays": ((*TEST, "--tail", "--display", "chat"), "--display tail"),
+    "two outputs": ((*TEST, "--tail", "--json"), "--json and --tail"),
+    "a setting of silence": (("-a", "local:test", "--meditation", "--think-b"), "--think-b: with --meditation"),
     "unknown flag": ((*TEST, "--temprature", "1"), "--temperature"),
     "preset": ((*TEST, "-w", "basik"), "did you mean basic?"),
     "awareness file that is not there": ((*TEST, "-w", "none.yaml"), "No such file"),
@@ -628,7 +649,7 @@ def test_missing_keys_are_named_all_at_once(pidgin: Pidgin) -> None:
     said = pidgin("chat", "-a", "claude", "-b", "local:test", "--agent", "c=openai:gpt-x")
     assert (said.status, said.out) == (2, "")
     assert re.fullmatch(
-        r"Error: agent a \(anthropic:\S+\) needs a key: export ANTHROPIC_API_KEY=…\n"
+        r"Error: agent a \(anthropic:\S+\) needs a key: export ANTHROPIC_API_KEY=…; "
         r"agent c \(openai:gpt-x\) needs a key: export OPENAI_API_KEY=…\n",
         said.err,
     )

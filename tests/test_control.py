@@ -397,7 +397,7 @@ async def test_notifications_come_in_the_order_of_the_loop(tmp_path: Path) -> No
         manager.register(lambda _s, kind, **_: seen.append(f"2 {kind}"))
 
     await delegated(tmp_path, register, max_turns=1)
-    speak = ["ai_request_prepared", "ai_response_received", "message_completed"]
+    speak = ["ai_processing_step", "ai_request_prepared", "ai_response_received", "message_completed"]
     order = ["ai_loop_started", "turn_started", *speak, *speak, "turn_completed", "ai_loop_stopped"]
     assert seen == [f"{number} {kind}" for kind in order for number in (1, 2)]
 
@@ -748,3 +748,24 @@ async def test_a_live_display_that_fails_is_reported_and_left_out(tmp_path: Path
     assert run.outcome.status is Status.COMPLETED
     assert [event.where for event in of_type(run.events, ErrorEvent)] == ["live display"]
     assert calls == ["a"]
+
+
+def test_a_delegate_can_leave_single_types() -> None:
+    """Unregistering by event or control type keeps the rest; without any type the delegate is gone."""
+    manager = DelegateManager()
+    heard: list[str] = []
+
+    def watch(_sender: Any, kind: str, **_payload: Any) -> bool:
+        heard.append(kind)
+        return True
+
+    manager.register(watch, events=["turn_started", "turn_completed"], controls=["ai_loop_request_pause"])
+    manager.unregister(watch, events=["turn_started"])
+    manager.notify(None, TurnStarted(1, ("a",)))
+    assert manager.ask(None, AiLoopRequestPause(1, 0))
+    assert heard == ["ai_loop_request_pause"]
+    manager.unregister(watch, controls=["ai_loop_request_pause"])
+    assert manager.ask(None, AiLoopRequestPause(1, 0)) == []
+    assert manager.watching
+    manager.unregister(watch)
+    assert not manager.watching

@@ -14,8 +14,9 @@ from loopback import LoopbackServer, Reply, Tokens, loopback_in_thread
 from terminal import Terminal
 
 import pidgin_cli
-from pidgin_cli.conversation.dialogue import CompleteEvent, Dialogue, ErrorEvent, TokenEvent
+from pidgin_cli.conversation.dialogue import CompleteEvent, Dialogue, ErrorEvent, RestartEvent, TokenEvent
 from pidgin_cli.core.errors import AuthenticationFailed, ProviderUnavailable, SpecError
+from pidgin_cli.core.events import APIErrorEvent, Event
 from pidgin_cli.core.types import AgentSettings, Retries
 from pidgin_cli.providers.cache import ResponseCache
 
@@ -80,7 +81,7 @@ async def test_which_model() -> None:
     """Without a model, or with one that nobody knows, nothing is asked."""
     async with Dialogue() as dialogue:
         for model in (None, "nonsens", "nobody:x"):
-            with pytest.raises(SpecError, match="the nearest are"):
+            with pytest.raises(SpecError, match=r"the (nearest|providers) are"):
                 await dialogue.process("Why?", model)
     async with Dialogue("test") as dialogue:
         assert (await dialogue.process("Why?")).metrics.cost_usd == 0.0
@@ -122,16 +123,44 @@ async def test_what_may_be_tried_again_is(at: type[Served]) -> None:
 
 
 async def test_a_stream_that_dies(at: type[Served]) -> None:
-    """When the connection breaks half-way, what came stands void: an error follows, and no complete reply."""
+    """When the connection breaks half-way, what came stands void, and the question is asked again."""
+    said: list[Event] = []
+    async with at() as server, Dialogue("openai:gpt-4o", retries=QUICK, report=said.append) as dialogue:
+        server.script(Reply(("One", " two", " three"), cut_after=3))
+        events = [event async for event in dialogue.process_stream("Why?")]
+        assert [event.type for event in events] == [*["token"] * 2, "restart", *["token"] * 3, "complete"]
+        assert isinstance(events[2], RestartEvent)
+        assert events[2].why
+        assert isinstance(events[-1], CompleteEvent)
+        assert events[-1].response == "Hello from the loopback."
+    (failed,) = said
+    assert isinstance(failed, APIErrorEvent)
+    assert (failed.attempt, failed.message) == (1, events[2].why)
+    assert failed.wait_s is not None
+    assert len(server.chats) == 2
+
+
+async def test_streams_that_die_to_the_last(at: type[Served]) -> None:
+    """All attempts count together, however they failed; after the last an error ends the stream."""
+    dies = Reply(("One", " two", " three"), cut_after=3)
+    busy = Reply(status=503, body={"error": {"message": "busy"}})
     async with at() as server, Dialogue("openai:gpt-4o", retries=QUICK) as dialogue:
-        server.script(Reply(("One", " two", " three"), cut_after=3), Reply(("One", " two"), cut_after=2))
-        *tokens, last = [event async for event in dialogue.process_stream("Why?")]
-        assert [event.type for event in tokens] == ["token"] * 2
+        server.script(dies, busy, dies)
+        *events, last = [event async for event in dialogue.process_stream("Why?")]
+        assert [event.type for event in events] == ["token", "token", "restart", "token", "token"]
         assert isinstance(last, ErrorEvent)
         assert last.error == "ProviderUnavailable"
+        server.script(dies, dies, dies)
         with pytest.raises(ProviderUnavailable):
             await dialogue.process("Why?")
-    assert len(server.chats) == 2
+    assert len(server.chats) == 6
+
+
+async def test_settings_that_a_model_does_not_take() -> None:
+    """They are refused before anything is asked, not dropped."""
+    async with Dialogue("silent", settings=AgentSettings(think=True)) as dialogue:
+        with pytest.raises(SpecError, match="local:silent does not think"):
+            await dialogue.process("Why?")
 
 
 async def test_leaving_midway_ends_the_request(at: type[Served]) -> None:
@@ -172,7 +201,8 @@ async def test_cached_replies(at: type[Served], tmp_path: Path) -> None:
 
 async def test_failures_are_not_cached(at: type[Served], tmp_path: Path) -> None:
     """A reply that was cut for length, or broke off, is never given again."""
-    async with at() as server, Dialogue("openai:gpt-4o", cache=ResponseCache(tmp_path / "replies.db")) as dialogue:
+    cache, once = ResponseCache(tmp_path / "replies.db"), Retries(attempts=1)
+    async with at() as server, Dialogue("openai:gpt-4o", cache=cache, retries=once) as dialogue:
         server.script(Reply("Cut", finish="length"), Reply(("Half", "way"), cut_after=2))
         assert (await dialogue.process("Why?")).response == "Cut"
         with pytest.raises(ProviderUnavailable):
@@ -200,6 +230,7 @@ def test_the_package_offers_it() -> None:
         CompleteEvent,
         Dialogue,
         ErrorEvent,
+        RestartEvent,
         TokenEvent,
     }
     assert set(pidgin_cli.__all__) <= set(dir(pidgin_cli))
@@ -232,6 +263,14 @@ def test_ask_in_a_pipe(pidgin: Pidgin) -> None:
     assert pidgin("ask", "Hi", "-m", "local:test?reply=Two%0Alines%0A") == (0, "Two\nlines\n", "")
     assert pidgin("ask", "Hi", "-m", "silent") == (0, "\n", "")
     assert list(Path().iterdir()) == []
+
+
+def test_ask_again_in_a_pipe(pidgin: Pidgin) -> None:
+    """Piped, nothing of an attempt that broke off is printed; the wait for the next is told on standard error."""
+    said = pidgin("ask", "Hi", "-m", "local:test?reply=One+two+three+four.&fail=disconnect@1")
+    assert (said.status, said.out) == (0, "One two three four.\n")
+    assert said.err.startswith("the connection was cut (asked for by fail=disconnect); trying again in ")
+    assert said.err.count("\n") == 1
 
 
 def test_ask_from_a_file_and_standard_input(pidgin: Pidgin) -> None:
@@ -269,6 +308,15 @@ def test_ask_at_a_terminal(tmp_path: Path) -> None:
         assert terminal.wait() == 0
         assert terminal.text.startswith("Exactly so.\n")
         assert "2 tokens · $0 · first token 0." in terminal.text
+
+
+def test_ask_again_at_a_terminal(tmp_path: Path) -> None:
+    """At a terminal a line says that the answer begins again, and the new one stands below it, whole."""
+    model = "local:test?reply=One+two+three+four.&fail=disconnect@1"
+    with Terminal("ask", "Hi", "-m", model, cwd=tmp_path) as terminal:
+        assert terminal.wait() == 0
+        assert "\nthe answer broke off and begins again:\nOne two three four.\n" in terminal.text
+        assert "trying again in" in terminal.text
 
 
 def test_ask_shows_no_commands_to_the_terminal(tmp_path: Path) -> None:

@@ -14,14 +14,22 @@ from rich.console import Console
 from terminal import Terminal, plain
 
 from pidgin_cli.core.events import (
+    APIErrorEvent,
+    ContextLimitEvent,
+    ConversationEndEvent,
     ConversationStartEvent,
+    Event,
+    LimitChangedEvent,
     MessageCompleteEvent,
     MessageRequestEvent,
+    ModelLoadEvent,
     SystemPromptEvent,
+    Totals,
     View,
+    WarningEvent,
 )
-from pidgin_cli.core.types import Agent, FinishReason, Message, Role, TextDelta, Timing, Usage
-from pidgin_cli.monitor.chat import ChatDisplay, TailDisplay, cost_text
+from pidgin_cli.core.types import Agent, EndReason, FinishReason, Message, Role, Status, TextDelta, Timing, Usage
+from pidgin_cli.monitor.chat import ChatDisplay, TailDisplay, cost_text, count
 from pidgin_cli.monitor.text import Wrapper, one_line, visible
 
 __all__ = ["pidgin"]
@@ -320,7 +328,7 @@ REQUEST = MessageRequestEvent(
 )
 
 
-def complete(text: str) -> MessageCompleteEvent:
+def complete(text: str, *, usage: Usage | None = None, timing: Timing | None = None) -> MessageCompleteEvent:
     """A message of agent a."""
     return MessageCompleteEvent(
         agent_id="a",
@@ -328,9 +336,9 @@ def complete(text: str) -> MessageCompleteEvent:
         message_index=0,
         message=Message(role=Role.ASSISTANT, content=text),
         finish_reason=FinishReason.STOP,
-        usage=Usage(),
+        usage=usage or Usage(),
         cost=0.0,
-        timing=Timing(),
+        timing=timing or Timing(),
         model_requested="local:test",
         model_served="test",
     )
@@ -379,3 +387,83 @@ def test_empty_system_prompts_are_not_shown() -> None:
 def test_costs(cost: float | None, text: str) -> None:
     """An unknown cost is never shown as none."""
     assert cost_text(cost) == text
+
+
+@pytest.mark.parametrize(
+    ("event", "chat", "tail"),
+    [
+        (WarningEvent(agent_id="a", what="seed", reason="not taken"), "Ada: seed left out: not taken", "seed left out"),
+        (WarningEvent(what="seed", reason="not taken"), "seed left out: not taken", "seed left out: not taken"),
+        (
+            LimitChangedEvent(provider="openai", model="gpt-x", limit=8, before=4, why="slow start"),
+            "limit of openai gpt-x: 4 → 8 (slow start)",
+            "limit of openai gpt-x: 4 → 8 (slow start)",
+        ),
+        (
+            ModelLoadEvent(provider="ollama", model="qwen", action="switch", duration_ms=2340.0),
+            "switched to ollama qwen in 2.3 s",
+            "switched to ollama qwen in 2.3 s",
+        ),
+        (
+            ModelLoadEvent(provider="ollama", model="qwen", action="degraded", why="no answer"),
+            "the memory for ollama qwen is not looked after: no answer",
+            "not looked after: no answer",
+        ),
+        (
+            ContextLimitEvent(agent_id="a", turn_number=1, policy="stop", estimated_tokens=4321, limit_tokens=4096),
+            "the context window of Ada is full: needs about 4,321 of 4,096 tokens",
+            "needs about 4,321 of 4,096 tokens",
+        ),
+        (ContextLimitEvent(agent_id="a", turn_number=1, policy="stop"), "of Ada is full\n", "ContextLimit"),
+    ],
+)
+def test_what_happens_beside_the_talk_is_told(event: Event, chat: str, tail: str) -> None:
+    """Warnings, changed limits, loaded models and full windows are told by both displays."""
+    assert chat in shown(START, event)
+    out = io.StringIO()
+    TailDisplay(Console(file=out, width=200)).take(event)
+    assert tail in out.getvalue()
+
+
+def test_a_note_while_waiting_does_not_take_the_name() -> None:
+    """On a terminal without colours the speaker's name stands above the reply even if a note came between."""
+    note = LimitChangedEvent(provider="openai", model="gpt-x", limit=8, before=4, why="growth")
+    lines = shown(START, REQUEST, note, "Hello.", complete("Hello."), width=80).splitlines()
+    hello = next(number for number, line in enumerate(lines) if "Hello." in line)
+    assert lines[hello - 1].startswith("Ada")
+
+
+def test_a_long_wait_for_a_place_is_told() -> None:
+    """Among the facts of a message, from a second on."""
+    assert "waited 1.5 s" in shown(START, complete("Hi.", timing=Timing(queued_ms=1500.0)))
+    assert "waited" not in shown(START, complete("Hi.", timing=Timing(queued_ms=900.0)))
+
+
+def test_the_same_error_is_told_once() -> None:
+    """The end repeats an error only if it is another one than the last on the screen."""
+    failed = APIErrorEvent(
+        agent_id="a",
+        turn_number=1,
+        message_index=0,
+        error="AuthenticationFailed",
+        provider="openai",
+        retryable=False,
+        attempt=1,
+        message="a wrong\nkey",
+    )
+
+    def end(error: str) -> ConversationEndEvent:
+        totals = Totals(turns=0, messages=0)
+        return ConversationEndEvent(
+            status=Status.FAILED, end_reason=EndReason.PROVIDER_ERROR, totals=totals, error=error
+        )
+
+    assert shown(START, REQUEST, failed, end("AuthenticationFailed: a wrong\nkey")).count("AuthenticationFailed") == 1
+    assert "Fault: another" in shown(START, REQUEST, failed, end("Fault: another"))
+    assert "AuthenticationFailed" in shown(START, REQUEST, end("AuthenticationFailed: a wrong key"))
+
+
+def test_one_is_singular() -> None:
+    """One token is no tokens."""
+    assert "  1 token ·" in shown(START, complete("Hi.", usage=Usage(completion_tokens=1)))
+    assert [count(number, "turn") for number in (0, 1, 1000)] == ["0 turns", "1 turn", "1,000 turns"]

@@ -506,8 +506,9 @@ def test_a_stream_without_a_finish_is_no_reply() -> None:
 @pytest.mark.parametrize(
     ("delta", "started"),
     [
-        (UsageDelta(Usage(1, 0)), False),
-        (Finish(), False),
+        (UsageDelta(Usage(1, 0)), True),
+        (UsageDelta(Usage()), True),
+        (Finish(), True),
         (TextDelta("x"), True),
         (TextDelta(""), True),
         (ThinkingDelta("x"), True),
@@ -516,8 +517,8 @@ def test_a_stream_without_a_finish_is_no_reply() -> None:
     ],
     ids=repr,
 )
-def test_a_reply_has_started_with_its_first_piece(delta: Any, started: bool) -> None:
-    """`started` turns true with any piece but usage: the same line that `Retrying` draws for starting again."""
+def test_a_reply_has_started_with_its_first_delta(delta: Any, started: bool) -> None:
+    """`started` turns true with any delta: the same line that `Retrying` draws for starting again."""
     state = ResponseFold()
     assert not state.started
     state.add(delta)

@@ -127,6 +127,18 @@ def test_what_an_endpoint_of_the_settings_serves(
     assert [(row["id"], row["context"]) for row in found] == [("gpu:served-one", 777), ("gpu:served-two", 777)]
 
 
+def test_an_alias_of_an_alias(pidgin: Pidgin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short name that stands for another is listed with the model that both mean."""
+    Path("config.toml").write_text('[aliases]\nmine = "sonnet"\n')
+    monkeypatch.setenv("PIDGIN_CONFIG_DIR", ".")
+    try:
+        (row,) = (row for row in rows(pidgin("models", "--json")) if "mine" in row["aliases"])
+        assert row["id"] == aliases()["sonnet"]
+    finally:
+        use_settings(Settings())
+    assert "sonnet" in row["aliases"]
+
+
 @pytest.mark.parametrize(
     ("argv", "told"),
     [

@@ -448,3 +448,52 @@ def test_no_thinking_leaves_no_room_for_effort(keys: dict[str, object]) -> None:
     """`think: false` with an effort or a budget is a contradiction, not something to drop."""
     with pytest.raises(SpecError, match="think: false"):
         check({"agents": [{"id": "a", "model": "test", "think": False, **keys}, {"id": "b", "model": "test"}]})
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    """No text is lost to a second one of the same key, whether in a spec or an awareness file."""
+    said = faults(
+        "agents:\n  - {id: a, model: test}\n  - id: b\n    model: test\n    id: c\nprompt: x\nprompt: y\n", tmp_path
+    )
+    assert said == [
+        ", line 5: the key 'agents.1.id' stands in line 3 already",
+        ", line 7: the key 'prompt' stands in line 6 already",
+    ]
+    with pytest.raises(SpecError, match=r"line 3: the key 'prompts\.1' stands in line 2 already"):
+        aware(tmp_path, 'prompts:\n  1: {a: x}\n  "1": {a: y}\n')
+
+
+def test_merged_keys_may_be_overridden(tmp_path: Path) -> None:
+    """What an anchor brings in may be said again: that is what merging is for."""
+    file = tmp_path / "spec.yaml"
+    file.write_text("agents:\n  - &one {id: a, model: test}\n  - {<<: *one, id: b}\n")
+    assert [(agent.id, agent.model) for agent in load(file).agents] == [("a", "test"), ("b", "test")]
+
+
+def test_texts_that_are_never_reached_are_noticed(tmp_path: Path) -> None:
+    """A text for a turn after the last one is told once, not passed over in silence."""
+    file = tmp_path / "late.yaml"
+    file.write_text("prompts:\n  2: {both: x}\n  99: {both: y}\n")
+    agents = [agent | {"awareness": str(file)} for agent in TWO]
+    found = resolve(check({"agents": agents, "max_turns": 2}), PROVIDERS)
+    assert found.notices == [
+        "awareness late: text at turn 99 is never reached: the conversation has 2 turns",
+    ]
+
+
+@pytest.mark.parametrize("keys", [{"pinned": ["It rains."]}, {"model": "test"}])
+@pytest.mark.parametrize("policy", ["stop", "window"])
+def test_only_summaries_have_facts_and_a_writer(policy: str, keys: dict[str, object]) -> None:
+    """`pinned` and `model` of a context that is never summarised are refused, not dropped."""
+    with pytest.raises(SpecError, match=f"{next(iter(keys))} is for policy: summarise; with {policy}"):
+        check({"agents": TWO, "context": {"policy": policy, **keys}})
+    check({"agents": TWO, "context": {"policy": "summarise", **keys}})
+
+
+def test_an_unknown_provider_shows_the_providers() -> None:
+    """Where no provider is near, no models are offered as near; a single near one is spoken of as one."""
+    with pytest.raises(SpecError) as error:
+        resolve_model("nobody:x", PROVIDERS)
+    assert str(error.value) == f"unknown provider 'nobody' in 'nobody:x'; the providers are {', '.join(PROVIDERS)}"
+    with pytest.raises(SpecError, match="the nearest is deepseek "):
+        resolve_model("deepsek", ["local"])

@@ -818,3 +818,30 @@ def read_until(descriptor: int, wanted: bytes) -> bytes:
         assert piece, f"the output ended without {wanted!r}: {found!r}"
         found += piece
     return found
+
+
+async def test_a_reply_that_broke_off_is_paid_for(server: LoopbackServer, tmp_path: Path) -> None:
+    """What an abandoned attempt used, as far as it was reported, is in the record and in the totals."""
+    server.script(
+        Reply("This one dies half-way.", usage=Tokens(prompt=1000, completion=7), cut_after=2),
+        Reply("This one lives.", usage=Tokens(prompt=1000, completion=5)),
+    )
+    spec = experiment(ANTHROPIC, "local:test", max_turns=1, retries={"base_s": 0.001})
+    run = await converse(tmp_path, spec)
+    check_record(run.events)
+    assert len(of_type(run.events, MessageAbandonedEvent)) == 1
+    (lost,) = (event for event in of_type(run.events, TokenUsageEvent) if event.purpose == "abandoned")
+    assert (lost.prompt_tokens, lost.estimated) == (1000, True)
+    (end,) = of_type(run.events, ConversationEndEvent)
+    assert end.totals.prompt_tokens is not None
+    assert end.totals.prompt_tokens >= 2000
+
+
+async def test_a_total_with_an_unknown_part_is_unknown(server: LoopbackServer, tmp_path: Path) -> None:
+    """Where a server reports no usage, the totals are absent instead of the sum of the rest."""
+    server.script(Reply("No numbers here.", usage=None))
+    run = await converse(tmp_path, experiment(OPENAI, "local:test", max_turns=1))
+    check_record(run.events)
+    (end,) = of_type(run.events, ConversationEndEvent)
+    assert (end.totals.prompt_tokens, end.totals.completion_tokens) == (None, None)
+    assert of_type(run.events, TokenUsageEvent)[-1].total_tokens is None

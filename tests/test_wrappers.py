@@ -299,15 +299,13 @@ async def test_nothing_restarts_after_the_first_piece(first: Delta) -> None:
     assert len(inner.requests) == 2
 
 
-async def test_usage_alone_is_no_piece_of_a_reply() -> None:
-    """An error after nothing but a usage report is tried again."""
+async def test_usage_alone_is_handed_out() -> None:
+    """An error after a usage report goes up: what was used is paid for and has to be recorded before a new attempt."""
     notes = Notes()
-    inner = Scripted(
-        [UsageDelta(Usage(prompt_tokens=9)), Overloaded("no")], [UsageDelta(Usage(prompt_tokens=7)), HELLO, END]
-    )
-    answer = await reply(Retrying(inner, notes.policy))
-    assert answer.usage.prompt_tokens == 7
-    assert len(inner.requests) == 2
+    inner = Scripted([UsageDelta(Usage(prompt_tokens=9)), Overloaded("no")], [HELLO, END])
+    with pytest.raises(Overloaded):
+        await reply(Retrying(inner, notes.policy))
+    assert len(inner.requests) == 1
 
 
 @pytest.mark.parametrize("script", [[], [HELLO]])

@@ -235,6 +235,22 @@ def _display(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def _refuse_contradictions(options: dict[str, Any]) -> None:
+    """Raises UsageError where two flags that were given say different things."""
+    ctx = click.get_current_context()
+
+    def says_otherwise(name: str, value: str) -> bool:
+        given = ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+        return given and options[name] != value
+
+    if options.get("allow_truncation") and says_otherwise("context", "window"):
+        raise click.UsageError("--allow-truncation means --context window; leave one of them out.")
+    if options["tail"] and says_otherwise("display", "tail"):
+        raise click.UsageError("--tail means --display tail; leave one of them out.")
+    if options["tail"] and options["as_json"]:
+        raise click.UsageError("--json and --tail are two ways to show the same; leave one of them out.")
+
+
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(None, "--version", package_name="pidgin-cli", prog_name="pidgin")
 def cli() -> None:
@@ -335,6 +351,7 @@ def chat(**options: Any) -> int:
     """
     from .chat import chat as hold
 
+    _refuse_contradictions(options)
     return hold(options)
 
 
@@ -355,6 +372,7 @@ def resume(target: str | None, **options: Any) -> int:
     """
     from .chat import resume as go_on
 
+    _refuse_contradictions(options)
     return go_on(target, options)
 
 

@@ -9,17 +9,25 @@ import click
 import msgspec
 from rich.text import Text
 
-from pidgin_cli.conversation.dialogue import CompleteEvent, Dialogue, ErrorEvent, TokenEvent
+from pidgin_cli.conversation.dialogue import (
+    CompleteEvent,
+    Dialogue,
+    ErrorEvent,
+    RestartEvent,
+    TokenEvent,
+    check_settings,
+)
 from pidgin_cli.core.errors import SpecError
-from pidgin_cli.core.types import Agent, AgentSettings, Timeouts
+from pidgin_cli.core.events import APIErrorEvent, Event, RateLimitEvent
+from pidgin_cli.core.types import AgentSettings, Timeouts
 from pidgin_cli.eventlog.folder import OutputRoot
 from pidgin_cli.monitor.chat import cost_text
 from pidgin_cli.monitor.console import make_console
 from pidgin_cli.monitor.text import Wrapper, visible
 from pidgin_cli.providers.cache import ResponseCache
 from pidgin_cli.providers.keys import fetch_key
-from pidgin_cli.providers.registry import PROVIDERS, ProviderPool, missing_key, split_model, unsupported
-from pidgin_cli.spec.catalogue import resolve_model, thinks
+from pidgin_cli.providers.registry import PROVIDERS, ProviderPool, missing_key, split_model
+from pidgin_cli.spec.catalogue import resolve_model
 
 from .chat import prepare_ollama, read_prompt
 from .setup import use_person_settings
@@ -42,9 +50,7 @@ def ask(prompt: str, options: dict[str, Any]) -> int:
     settings = AgentSettings(
         temperature=options["temperature"], max_tokens=options["max_tokens"], think=True if options["think"] else None
     )
-    agent = Agent(id="a", model=model_id, name="a", settings=settings)
-    for reason in unsupported(info, agent, thinks=thinks(model_id)).values():
-        raise SpecError(f"{reason}; leave it out")
+    check_settings(model_id, settings)
     return asyncio.run(_ask(read_prompt(prompt), model_id, settings, options))
 
 
@@ -53,28 +59,47 @@ async def _ask(prompt: str, model_id: str, settings: AgentSettings, options: dic
     bare = options["as_json"] or not console.is_terminal
     wrapper = Wrapper(lambda piece: console.print(Text(piece), end="", soft_wrap=True), min(console.width, 100))
     pool = ProviderPool()
-    dialogue = Dialogue(model_id, system=options["system"], settings=settings, cache=options["cache"], pool=pool)
+    begun = False
+    """Something of the answer stands on the terminal's last line."""
+
+    def end_line() -> None:
+        nonlocal begun
+        if begun:
+            wrapper.close()
+            console.print()
+        begun = False
+
+    def report(event: Event) -> None:
+        if isinstance(event, RateLimitEvent | APIErrorEvent) and event.wait_s is not None:
+            end_line()
+            click.echo(f"{visible(event.message)}; trying again in {event.wait_s:.1f} s", err=True)
+
+    dialogue = Dialogue(
+        model_id, system=options["system"], settings=settings, cache=options["cache"], pool=pool, report=report
+    )
     async with dialogue:
         await prepare_ollama(OutputRoot(None), pool, [model_id], Timeouts(), consent=options["yes"])
         async for event in dialogue.process_stream(prompt):
             if options["as_json"]:
                 click.echo(msgspec.json.encode(asdict(event)))
             elif isinstance(event, TokenEvent):
-                if bare:
-                    sys.stdout.write(event.text)
-                    sys.stdout.flush()
-                else:
+                if not bare:  # in a pipe nothing could be taken back
                     wrapper.feed(visible(event.text))
+                    begun = True
+            elif isinstance(event, RestartEvent):
+                if not bare:
+                    end_line()
+                    console.print("the answer broke off and begins again:", style="dim")
             elif isinstance(event, CompleteEvent):
                 if bare:
-                    sys.stdout.write("" if event.response.endswith("\n") else "\n")
+                    sys.stdout.write(event.response if event.response.endswith("\n") else f"{event.response}\n")
                 else:
                     wrapper.close()
                     console.print()
                     console.print(_facts(event), style="dim")
             if isinstance(event, ErrorEvent):
                 if not options["as_json"]:
-                    wrapper.close()
+                    end_line()
                     click.echo(f"Error: {event.error}: {visible(event.message)}", err=True)
                 return 1
     return 0

@@ -121,8 +121,6 @@ def _command(verb: str, name: str, options: dict[str, Any]) -> str:
 
 def _spec(options: dict[str, Any]) -> ExperimentSpec:
     agents = _agents(options)
-    if options["allow_truncation"] and options["context"] == "summarise":
-        raise click.UsageError("--allow-truncation means --context window; leave one of them out.")
     policy = "window" if options["allow_truncation"] else options["context"]
     data: dict[str, Any] = {
         "agents": agents,
@@ -188,11 +186,16 @@ def _agents(options: dict[str, Any]) -> list[dict[str, Any]]:
         for agent_id in given:
             if agent_id not in models:
                 raise click.UsageError(f"{family}{agent_id}: there is no agent {agent_id!r}, only {', '.join(models)}.")
+            if agent_id == "b" and options["meditation"]:
+                raise click.UsageError(f"{family}b: with --meditation agent b is silence, which takes no settings.")
     phrase = options["stop_phrase"]
     if phrase is not None:
         phrase = _text("--stop-phrase", phrase, least=1)
-    agents = []
+    agents: list[dict[str, Any]] = []
     for agent_id, model in models.items():
+        if agent_id == "b" and options["meditation"]:
+            agents.append({"id": agent_id, "model": model})
+            continue
         temperature = options["temperature_of"].get(agent_id, options["temperature"])
         if temperature is not None and not 0 <= temperature <= 2:
             raise click.BadParameter(f"{temperature:g} is not between 0 and 2.", param_hint=f"--temp-{agent_id}")
@@ -278,7 +281,7 @@ def _check_models(spec: ExperimentSpec, root: OutputRoot) -> None:
             reasons = unsupported(split_model(agent.model)[0], agent, thinks=thinks(agent.model))
             faults += [f"agent {agent.id}: {reason}; leave it out, or give --lenient" for reason in reasons.values()]
     if faults:
-        raise SpecError("\n".join(faults))
+        raise SpecError("; ".join(faults))
 
 
 def _check_recording(root: OutputRoot, model: str, agent_id: str) -> None:

@@ -16,7 +16,7 @@ from pidgin_cli.monitor.console import make_console
 from pidgin_cli.monitor.text import visible
 from pidgin_cli.providers.keys import fetch_key, find_key, remove_key, store_key
 from pidgin_cli.providers.registry import PROVIDERS, ProviderPool, missing_key
-from pidgin_cli.spec.catalogue import ModelFacts, aliases, facts, known_models
+from pidgin_cli.spec.catalogue import ModelFacts, aliases, facts, known_models, resolve_model
 from pidgin_cli.spec.settings import Settings, config_folder, load_settings
 
 from .setup import use_person_settings
@@ -39,8 +39,8 @@ def list_models(
         _list_loaded(as_json=as_json)
         return
     by_model: dict[str, list[str]] = {}
-    for alias, model in aliases().items():
-        by_model.setdefault(model, []).append(alias)
+    for alias in aliases():
+        by_model.setdefault(resolve_model(alias, PROVIDERS), []).append(alias)
     if remote:
         ids = asyncio.run(_remote(provider))
     elif query is None and provider is None and not everything:

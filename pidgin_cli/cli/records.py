@@ -18,7 +18,7 @@ from pidgin_cli.eventlog.log import Record, read_record
 from pidgin_cli.eventlog.manifest import Manifest, rebuild
 from pidgin_cli.experiments.registry import current_manifest, living_runner
 from pidgin_cli.experiments.runner import find_log
-from pidgin_cli.monitor.chat import ChatDisplay, cost_text, status_style
+from pidgin_cli.monitor.chat import ChatDisplay, cost_text, count, status_style
 from pidgin_cli.monitor.console import make_console
 from pidgin_cli.monitor.text import one_line, visible
 
@@ -43,6 +43,10 @@ def _note(text: str) -> None:
 
 def _status(status: Status) -> Text:
     return Text(status.value, status_style(status))
+
+
+def _tokens(number: int | None) -> str:
+    return "?" if number is None else f"{number:,}"
 
 
 def _age(when: datetime) -> str:
@@ -87,7 +91,7 @@ def list_records(output: Path | None, *, as_json: bool) -> None:
             _status(manifest.status),
             f"{totals.completed}/{totals.conversations}",
             f"{totals.messages:,}",
-            f"{totals.tokens:,}",
+            _tokens(totals.tokens),
             cost_text(totals.cost_usd),
             _age(manifest.created_at),
         )
@@ -143,8 +147,9 @@ def _summary(folder: ExperimentFolder, manifest: Manifest) -> None:
     console.print(head)
     totals = manifest.totals
     console.print(
-        f"{totals.completed} of {totals.conversations} conversations complete · {totals.messages:,} messages · "
-        f"{totals.tokens:,} tokens · {cost_text(totals.cost_usd)}",
+        f"{totals.completed} of {count(totals.conversations, 'conversation')} complete · "
+        f"{count(totals.messages, 'message')} · "
+        f"{_tokens(totals.tokens)} tokens · {cost_text(totals.cost_usd)}",
         style="dim",
     )
     console.print(visible(str(folder.path)), style="dim", soft_wrap=True)
@@ -160,7 +165,7 @@ def _summary(folder: ExperimentFolder, manifest: Manifest) -> None:
             (entry.end_reason or "").replace("_", " "),
             str(entry.turns),
             str(entry.messages),
-            f"{entry.tokens:,}",
+            _tokens(entry.tokens),
             cost_text(entry.cost_usd),
         )
     console.print(table)
@@ -195,5 +200,5 @@ def rebuild_manifests(target: str | None, output: Path | None, *, everything: bo
             _note(running)
             continue
         totals = rebuild(folder, write=True).totals
-        facts = f"{totals.conversations} conversations, {totals.messages} messages"
+        facts = f"{count(totals.conversations, 'conversation')}, {count(totals.messages, 'message')}"
         click.echo(f"{visible(str(folder.manifest))}: {facts}")

@@ -191,7 +191,8 @@ class Conductor:
         """
         self.control.attach()
         try:
-            outcome = await self._until_end()
+            with self._providers.running(agent.model for agent in self.spec.agents):
+                outcome = await self._until_end()
         finally:
             self.control.detach()
             self._delegates.close()
@@ -433,6 +434,7 @@ class Conductor:
                 source=source,
                 audience=audience,
                 text=clean_text(text)[0],
+                placement="user",
                 message_index=self.history.messages,
             )
         )
@@ -506,6 +508,7 @@ class Conductor:
                 )
             )
             if self._delegates.watching:
+                self._notify(AiProcessingStep, "request", seat.agent.id, self.progress.turn)
                 self._notify(
                     AiRequestPrepared, seat.agent.id, self.progress.turn, index, len(sent.messages), sent.digest
                 )
@@ -602,6 +605,19 @@ class Conductor:
                 attempt=attempt,
             )
         )
+        if fold.usage != Usage():
+            # It is paid for all the same.
+            usage = Usage(
+                prompt_tokens=fold.usage.prompt_tokens or 0,
+                completion_tokens=fold.usage.completion_tokens or 0,
+                thinking_tokens=fold.usage.thinking_tokens,
+                cached_tokens=fold.usage.cached_tokens,
+                cache_write_tokens=fold.usage.cache_write_tokens,
+                estimated=True,
+            )
+            model_id = self._seats[request.agent_id].agent.model
+            cost = self._cost(self._seats[request.agent_id], model_id, usage)
+            self._publish_and_flush(self.progress.count(request.agent_id, model_id, usage, cost, "abandoned"))
         self._show(request.agent_id, None)
 
     def _show(self, agent_id: str, delta: Delta | None) -> None:

@@ -252,11 +252,27 @@ class DelegateManager:
         with self._lock:
             self._registered = (*self._registered, entry)
 
-    def unregister(self, delegate: Delegate) -> None:
-        """Stop calling `delegate`. Unknown ones are passed over."""
+    def unregister(
+        self, delegate: Delegate, *, events: Iterable[str] | None = None, controls: Iterable[str] | None = None
+    ) -> None:
+        """Stop calling `delegate`, for these notifications and controls or, without any named, at all.
+
+        Unknown delegates and types are passed over.
+        """
+        named = events is not None or controls is not None
+        dropped = frozenset(events or ()) | frozenset(controls or ())
+        kept: list[_Registration] = []
+        gone: list[_Registration] = []
         with self._lock:
-            gone = [entry for entry in self._registered if entry.delegate == delegate]
-            self._registered = tuple(entry for entry in self._registered if entry.delegate != delegate)
+            for entry in self._registered:
+                left = entry.types - dropped if named else frozenset[str]()
+                if entry.delegate != delegate:
+                    kept.append(entry)
+                elif left:
+                    kept.append(dataclasses.replace(entry, types=left))
+                else:
+                    gone.append(entry)
+            self._registered = tuple(kept)
         for entry in gone:
             if entry.queue is not None:
                 entry.queue.put(None)

@@ -4,6 +4,7 @@ dialogue = Dialogue("claude", cache=True)
 async for event in dialogue.process_stream("Why is the sky blue?"):
     match event:
         case TokenEvent(text=text): print(text, end="")
+        case RestartEvent(why=why): print(f"\\n[begins again: {why}]")
         case CompleteEvent(metrics=metrics): print(metrics.tokens)
         case ErrorEvent(message=message): print(message)
 await dialogue.aclose()
@@ -16,10 +17,22 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from pidgin_cli.core.errors import ProviderError, ProviderUnavailable
+from msgspec.structs import replace
+
+from pidgin_cli.core.errors import ProviderError, ProviderUnavailable, SpecError
 from pidgin_cli.core.events import Event
-from pidgin_cli.core.types import AgentSettings, Message, ModelRequest, ResponseFold, Retries, Role, TextDelta, Timeouts
-from pidgin_cli.providers.base import Provider
+from pidgin_cli.core.types import (
+    Agent,
+    AgentSettings,
+    Message,
+    ModelRequest,
+    ResponseFold,
+    Retries,
+    Role,
+    TextDelta,
+    Timeouts,
+)
+from pidgin_cli.providers.base import Provider, Report
 from pidgin_cli.providers.cache import Cached, ResponseCache
 from pidgin_cli.providers.registry import (
     PROVIDERS,
@@ -28,11 +41,21 @@ from pidgin_cli.providers.registry import (
     at_home,
     effective_parameters,
     split_model,
+    unsupported,
 )
 from pidgin_cli.providers.wrappers import RetryPolicy
-from pidgin_cli.spec.catalogue import cost_usd, resolve_model
+from pidgin_cli.spec.catalogue import cost_usd, resolve_model, thinks
 
-__all__ = ["CompleteEvent", "Dialogue", "DialogueEvent", "DialogueMetrics", "ErrorEvent", "TokenEvent"]
+__all__ = [
+    "CompleteEvent",
+    "Dialogue",
+    "DialogueEvent",
+    "DialogueMetrics",
+    "ErrorEvent",
+    "RestartEvent",
+    "TokenEvent",
+    "check_settings",
+]
 
 
 @dataclass(frozen=True)
@@ -58,6 +81,14 @@ class TokenEvent:
 
 
 @dataclass(frozen=True)
+class RestartEvent:
+    """The reply broke off and is asked for again: the tokens so far are void."""
+
+    why: str
+    type: Literal["restart"] = "restart"
+
+
+@dataclass(frozen=True)
 class CompleteEvent:
     """The whole reply. The last event, unless an error is."""
 
@@ -77,7 +108,14 @@ class ErrorEvent:
     type: Literal["error"] = "error"
 
 
-DialogueEvent = TokenEvent | CompleteEvent | ErrorEvent
+DialogueEvent = TokenEvent | RestartEvent | CompleteEvent | ErrorEvent
+
+
+def check_settings(model_id: str, settings: AgentSettings) -> None:
+    """Raise SpecError when a setting cannot have its effect with this model."""
+    agent = Agent(id="a", model=model_id, name="a", settings=settings)
+    for reason in unsupported(split_model(model_id)[0], agent, thinks=thinks(model_id)).values():
+        raise SpecError(f"{reason}; leave it out")
 
 
 class Dialogue:
@@ -93,11 +131,13 @@ class Dialogue:
         timeouts: Timeouts | None = None,
         retries: Retries | None = None,
         pool: ProviderPool | None = None,
+        report: Report | None = None,
     ) -> None:
         """
         Args:
             model: an alias or `provider:model`; may also be given with each prompt.
             cache: answer equal requests from the cache, which all processes of this user share.
+            report: is given each failed request as an event, before the wait for the next attempt.
         """
         self._model = model
         self._system = system
@@ -106,14 +146,18 @@ class Dialogue:
         self._timeouts = timeouts or Timeouts()
         self._retries = retries or Retries()
         self._pool = pool or ProviderPool()
+        self._report = report or _unrecorded
 
     async def process_stream(self, prompt: str, model: str | None = None) -> AsyncIterator[DialogueEvent]:
         """Ask, and yield tokens, then one `CompleteEvent` or `ErrorEvent`.
 
+        A reply that breaks off is asked for again; a `RestartEvent` stands between the attempts.
+
         Raises:
-            SpecError: no model, or an unknown one.
+            SpecError: no model, an unknown one, or a setting that it does not take.
         """
         model_id = resolve_model(model or self._model or "", PROVIDERS)
+        check_settings(model_id, self._settings)
         await self._pool.warm_up([model_id])
         request = ModelRequest(
             model=split_model(model_id)[1],
@@ -122,26 +166,36 @@ class Dialogue:
             settings=self._settings,
             agent_id="a",
         )
-        provider = self._provider(model_id, request)
+        policy = RetryPolicy(self._retries, split_model(model_id)[0].name, self._report, asyncio.sleep)
+        provider = self._provider(model_id, request, policy)
         clock = asyncio.get_running_loop().time
         began = clock()
-        fold = ResponseFold()
-        try:
-            async with aclosing(provider.stream_response(request)) as deltas:  # type: ignore[type-var]
-                async for delta in deltas:
-                    fold.add(delta)
-                    if isinstance(delta, TextDelta):
-                        yield TokenEvent(delta.text)
-            if fold.finish is None:
-                raise ProviderUnavailable("the stream ended before the reply was whole")
-        except ProviderError as error:
-            yield ErrorEvent(type(error).__name__, str(error))
-            return
+        while True:
+            fold = ResponseFold()
+            try:
+                async with aclosing(provider.stream_response(request)) as deltas:  # type: ignore[type-var]
+                    async for delta in deltas:
+                        fold.add(delta)
+                        if isinstance(delta, TextDelta):
+                            yield TokenEvent(delta.text)
+                if fold.finish is None:
+                    raise ProviderUnavailable("the stream ended before the reply was whole", attempt=request.attempt)
+                break
+            except ProviderError as error:
+                broken = error
+            try:
+                if not fold.started:
+                    raise broken  # `Retrying` has done what it could
+                await policy.wait(broken, replace(request, attempt=broken.attempt))
+            except ProviderError as error:
+                yield ErrorEvent(type(error).__name__, str(error))
+                return
+            yield RestartEvent(str(broken))
+            request = replace(request, attempt=broken.attempt + 1)
         yield self._complete(model_id, fold, clock() - began)
 
-    def _provider(self, model_id: str, request: ModelRequest) -> Provider:
+    def _provider(self, model_id: str, request: ModelRequest, policy: RetryPolicy) -> Provider:
         info, _ = split_model(model_id)
-        policy = RetryPolicy(self._retries, info.name, _unrecorded, asyncio.sleep)
         provider = self._pool.provider(model_id, self._timeouts, policy, settings=self._settings)
         if self._cache is None:
             return provider
@@ -177,7 +231,7 @@ class Dialogue:
         """Ask, and return the whole reply.
 
         Raises:
-            SpecError: no model, or an unknown one.
+            SpecError: no model, an unknown one, or a setting that it does not take.
             ProviderError: the model could not be asked, or did not answer whole.
         """
         async with aclosing(self.process_stream(prompt, model)) as events:  # type: ignore[type-var]

@@ -82,9 +82,9 @@ class Progress:
         self.last_message: MessageCompleteEvent | None = None
         self.uncounted: MessageCompleteEvent | None = None
         """A message whose usage event is still to come."""
-        self.total_tokens = 0
-        self.prompt_tokens: int | None = None
-        self.completion_tokens: int | None = None
+        self.total_tokens: int | None = 0
+        self.prompt_tokens: int | None = 0
+        self.completion_tokens: int | None = 0
         self.cost: float | None = 0.0
         self.tokens_per_byte = {agent.id: 0.25 for agent in spec.agents}
         self.wrong_model = False
@@ -276,7 +276,7 @@ class Progress:
             estimated=usage.estimated,
             cost=cost,
             purpose=purpose,  # type: ignore[arg-type]
-            total_tokens=self.total_tokens + (usage.prompt_tokens or 0) + (usage.completion_tokens or 0),
+            total_tokens=_plus(_plus(self.total_tokens, usage.prompt_tokens), usage.completion_tokens),
             total_cost=None if cost is None or self.cost is None else round(self.cost + cost, 12),
         )
 
@@ -301,7 +301,8 @@ def _gap(message_index: int, turn_number: int) -> LogError:
 
 
 def _plus(total: int | None, more: int | None) -> int | None:
-    return total if more is None else (total or 0) + more
+    """None as soon as one part is not known: a partial sum is no total."""
+    return None if total is None or more is None else total + more
 
 
 def _notable(event: MessageCompleteEvent) -> list[str]:

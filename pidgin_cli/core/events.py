@@ -164,9 +164,10 @@ class TokenUsageEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
     cached_tokens: int | None = None
     estimated: bool = False
     cost: float | None = None
-    purpose: Literal["message", "name", "summary"] = "message"
-    total_tokens: int
-    """Prompt and completion tokens of the conversation so far."""
+    purpose: Literal["message", "name", "summary", "abandoned"] = "message"
+    """`abandoned`: what a reply used that broke off, as far as it was reported; a lower bound, marked estimated."""
+    total_tokens: int | None = None
+    """Prompt and completion tokens of the conversation so far; absent as soon as one reply did not report them."""
     total_cost: float | None = None
     """USD so far; absent as soon as one price is not known."""
 
@@ -215,7 +216,8 @@ class InterventionEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
     text: str | None = None
     before: str | None = None
     after: str | None = None
-    placement: str = "user"
+    placement: str = ""
+    """`user`: as user text with the prompt tag, in every family."""
     message_index: int = 0
     """The index of the message that came next when it was put in."""
 

@@ -326,7 +326,7 @@ class ResponseFold:
     `text` and `thinking` give what has arrived so far, also when the stream died.
     """
 
-    __slots__ = ("_calls", "_signed", "_text", "_thinking", "_thinking_replaced", "finish", "usage")
+    __slots__ = ("_begun", "_calls", "_signed", "_text", "_thinking", "_thinking_replaced", "finish", "usage")
 
     def __init__(self) -> None:
         self._text: list[str] = []
@@ -336,8 +336,10 @@ class ResponseFold:
         self._calls: dict[int, tuple[str, str, list[str]]] = {}
         self.usage = Usage()
         self.finish: Finish | None = None
+        self._begun = False
 
     def add(self, delta: Delta) -> None:
+        self._begun = True
         match delta:
             case TextDelta(text=text):
                 self._text.append(text)
@@ -371,8 +373,8 @@ class ResponseFold:
 
     @property
     def started(self) -> bool:
-        """Whether any piece of the reply has arrived, be it empty; usage is none."""
-        return bool(self._text or self._thinking or self._signed or self._calls)
+        """Whether anything has arrived. Usage counts: it is paid for, so the attempt must be told of."""
+        return self._begun
 
     def response(self) -> ModelResponse:
         """The reply. Raises ValueError when no `Finish` came: such a reply is not complete."""

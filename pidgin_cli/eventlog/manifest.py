@@ -34,7 +34,7 @@ class ConversationEntry(Struct, omit_defaults=True):
     repetition: int
     turns: int
     messages: int
-    tokens: int
+    tokens: int | None
     cost_usd: float | None
     last_seq: int
     end_reason: EndReason | None
@@ -63,7 +63,7 @@ class ConversationEntry(Struct, omit_defaults=True):
 
 
 class ManifestTotals(Struct):
-    """Sums over all conversations; `cost_usd` is null as soon as one price is not known."""
+    """Sums over all conversations; `cost_usd` and `tokens` are null as soon as one part is not known."""
 
     conversations: int = 0
     completed: int = 0
@@ -71,7 +71,7 @@ class ManifestTotals(Struct):
     running: int = 0
     messages: int = 0
     turns: int = 0
-    tokens: int = 0
+    tokens: int | None = 0
     cost_usd: float | None = 0.0
 
 
@@ -98,6 +98,7 @@ class Manifest(Struct, kw_only=True):
     def add_up(self) -> None:
         """Make `totals` the sum over `conversations`."""
         entries = self.conversations.values()
+        tokens = [entry.tokens for entry in entries]
         costs = [entry.cost_usd for entry in entries if entry.messages or entry.tokens or entry.cost_usd is not None]
         self.totals = ManifestTotals(
             conversations=len(self.conversations),
@@ -106,7 +107,7 @@ class Manifest(Struct, kw_only=True):
             running=sum(entry.status in (Status.RUNNING, Status.PAUSED) for entry in entries),
             messages=sum(entry.messages for entry in entries),
             turns=sum(entry.turns for entry in entries),
-            tokens=sum(entry.tokens for entry in entries),
+            tokens=None if None in tokens else sum(count for count in tokens if count is not None),
             cost_usd=None if None in costs else sum(cost for cost in costs if cost is not None),
         )
 

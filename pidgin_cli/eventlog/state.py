@@ -30,8 +30,8 @@ class RunState(Struct, frozen=True):
     repetition: int = 0
     turns: int = 0
     messages: int = 0
-    tokens: int = 0
-    """Prompt and completion tokens, as far as they were reported."""
+    tokens: int | None = 0
+    """Prompt and completion tokens; None as soon as one reply did not report them."""
     cost_usd: float | None = None
     last_seq: int = -1
     end_reason: EndReason | None = None

@@ -22,25 +22,30 @@ from pidgin_cli.core.events import (
     Event,
     HistoryCompactedEvent,
     InterventionEvent,
+    LimitChangedEvent,
     MessageAbandonedEvent,
     MessageCompleteEvent,
     MessageRequestEvent,
+    ModelLoadEvent,
     RateLimitEvent,
     SystemPromptEvent,
     ThinkingCompleteEvent,
     TurnStartEvent,
+    WarningEvent,
 )
 from pidgin_cli.core.types import Agent, Delta, FinishReason, Status, TextDelta, ThinkingDelta
 
 from .console import PIPED_WIDTH
 from .text import Wrapper, one_line, visible
 
-__all__ = ["ChatDisplay", "TailDisplay", "cost_text", "status_style"]
+__all__ = ["ChatDisplay", "TailDisplay", "cost_text", "count", "status_style"]
 
 COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_red")
 DIM = Style(dim=True)
 MAX_WIDTH = 100
 """Text in wider lines is hard to read."""
+LONG_WAIT_MS = 1000
+"""From here on the wait for a place under a limit is told."""
 
 _STATUS_STYLES = {
     Status.COMPLETED: "green",
@@ -66,7 +71,8 @@ def cost_text(cost: float | None) -> str:
     return f"${cost:.2f}" if cost >= 1 else f"${cost:.4f}"
 
 
-def _count(number: int, what: str) -> str:
+def count(number: int, what: str) -> str:
+    """A number of things as people read it: `1 turn`, `2 turns`."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
@@ -111,6 +117,7 @@ class ChatDisplay:
         self._colours: dict[str, str] = {}
         self._max_turns: int | None = None
         self._spinner: Spinner | None = None
+        self._waiting: _Waiting | None = None
         self._wrapper: Wrapper | None = None
         self._writing: tuple[str, str] | None = None
         """Agent and kind (`text` or `thinking`) of what is on the open line."""
@@ -118,6 +125,8 @@ class ChatDisplay:
         """Agent whose name stands above what is being written."""
         self._told_text = False
         self._told_thinking = False
+        self._told_error: str | None = None
+        """The error on the screen after which nothing is tried again."""
 
     @property
     def _width(self) -> int | None:
@@ -186,6 +195,7 @@ class ChatDisplay:
             case MessageRequestEvent():
                 self._headed = None
                 self._told_text = self._told_thinking = False
+                self._told_error = None
                 self._wait_for(event.agent_id)
             case ThinkingCompleteEvent() if self._show_thinking and not self._told_thinking:
                 self._write(event.agent_id, "thinking", event.content)
@@ -202,14 +212,24 @@ class ChatDisplay:
             case InterventionEvent():
                 self._intervention(event)
             case ContextTruncationEvent():
-                self._note(f"{self._name(event.agent_id)} no longer sees the first {event.view.omitted} messages")
+                omitted = count(event.view.omitted, "message")
+                self._note(f"{self._name(event.agent_id)} no longer sees the first {omitted}")
             case HistoryCompactedEvent():
-                self._note(
-                    f"{self._name(event.agent_id)} now has a summary of the first {event.view.omitted} messages:"
-                )
+                omitted = count(event.view.omitted, "message")
+                self._note(f"{self._name(event.agent_id)} now has a summary of the first {omitted}:")
                 self._block(event.summary, DIM)
             case ContextLimitEvent():
-                self._note(f"the context window of {self._name(event.agent_id)} is full", "yellow")
+                needed = _needed(event)
+                self._note(
+                    f"the context window of {self._name(event.agent_id)} is full{needed and f': {needed}'}", "yellow"
+                )
+            case WarningEvent():
+                who = "" if event.agent_id is None else f"{self._name(event.agent_id)}: "
+                self._aside(f"{who}{_left_out(event)}", "yellow")
+            case LimitChangedEvent():
+                self._aside(_limit(event))
+            case ModelLoadEvent():
+                self._aside(_load(event), "yellow" if event.action == "degraded" else "dim")
             case ConversationPausedEvent():
                 self._note(f"paused by {event.by}", "yellow")
             case ConversationResumedEvent():
@@ -255,10 +275,12 @@ class ChatDisplay:
             self._line(Text("  (silence)", DIM))
         facts = []
         if event.usage.completion_tokens is not None:
-            facts.append(f"{event.usage.completion_tokens:,} tokens")
+            facts.append(count(event.usage.completion_tokens, "token"))
         if event.usage.thinking_tokens:
             facts.append(f"{event.usage.thinking_tokens:,} of them thinking")
         facts.append(cost_text(event.cost))
+        if event.timing.queued_ms is not None and event.timing.queued_ms > LONG_WAIT_MS:
+            facts.append(f"waited {_seconds(event.timing.queued_ms)}")
         if event.timing.ttft_ms is not None:
             facts.append(f"first token {_seconds(event.timing.ttft_ms)}")
         if event.timing.tokens_per_s is not None:
@@ -288,6 +310,7 @@ class ChatDisplay:
         short = one_line(message, 300)
         if wait_s is None:
             self._note(f"✗ {what}: {short}", "red")
+            self._told_error = f"{what}: {short}"
             return
         self._headed = None
         self._note(f"↻ {what}: {short}; attempt {attempt + 1} in {_seconds(wait_s * 1000)}", "yellow")
@@ -304,14 +327,14 @@ class ChatDisplay:
         self._end_line()
         self._rule(f"{event.status} · {event.end_reason.replace('_', ' ')}")
         totals = event.totals
-        facts = [_count(totals.turns, "turn"), _count(totals.messages, "message")]
+        facts = [count(totals.turns, "turn"), count(totals.messages, "message")]
         if totals.prompt_tokens is not None:
-            facts.append(f"{totals.prompt_tokens:,} tokens in")
+            facts.append(f"{count(totals.prompt_tokens, 'token')} in")
         if totals.completion_tokens is not None:
             facts.append(f"{totals.completion_tokens:,} out")
         facts.append(cost_text(totals.cost_usd))
         self._line(Text(" · ".join(facts), DIM))
-        if event.error:
+        if event.error and " ".join(event.error.split()) != self._told_error:
             self._note(f"✗ {event.error}", "red")
         if event.invalid:
             self._note(f"not valid for statistics: {', '.join(event.invalid)}", "yellow")
@@ -335,6 +358,15 @@ class ChatDisplay:
         self._end_line()
         self._block(text, Style.parse(style))
 
+    def _aside(self, text: str, style: str = "dim") -> None:
+        """A note that may come while somebody is waited for, who is waited for still."""
+        waiting = None if self._spinner is None else self._waiting
+        if not (self._told_text or self._told_thinking):
+            self._headed = None
+        self._note(text, style)
+        if waiting is not None:
+            self._spin(waiting)
+
     def _block(self, text: str, style: Style) -> None:
         wrapper = Wrapper(
             lambda piece: self._console.print(Text(piece, style), end="", soft_wrap=True), self._width, "  "
@@ -357,8 +389,12 @@ class ChatDisplay:
     def _wait(self, text: str) -> None:
         self._quiet()
         if self._following and self._console.is_terminal and self._console.color_system:
-            self._spinner = self._console.status(_Waiting(visible(text)), spinner_style="dim")
-            self._spinner.start()
+            self._spin(_Waiting(visible(text)))
+
+    def _spin(self, waiting: _Waiting) -> None:
+        self._waiting = waiting
+        self._spinner = self._console.status(waiting, spinner_style="dim")
+        self._spinner.start()
 
     def _quiet(self) -> None:
         if self._spinner is not None:
@@ -399,7 +435,9 @@ def _tail_style(event: Event) -> str:
         return "bold"
     if isinstance(event, APIErrorEvent | ErrorEvent):
         return "red"
-    if isinstance(event, RateLimitEvent | MessageAbandonedEvent):
+    if isinstance(event, RateLimitEvent | MessageAbandonedEvent | WarningEvent):
+        return "yellow"
+    if isinstance(event, ModelLoadEvent) and event.action == "degraded":
         return "yellow"
     return "dim"
 
@@ -417,6 +455,14 @@ def _said(event: Event) -> str:
             return f"{event.message}{wait}"
         case MessageAbandonedEvent():
             return event.why
+        case ContextLimitEvent():
+            return _needed(event)
+        case WarningEvent():
+            return _left_out(event)
+        case LimitChangedEvent():
+            return _limit(event)
+        case ModelLoadEvent():
+            return _load(event)
         case ConversationEndEvent():
             return f"{event.status}, {event.end_reason}" + (f": {event.error}" if event.error else "")
     for name in ("text", "content", "name", "message", "summary", "by", "total_tokens"):
@@ -424,6 +470,32 @@ def _said(event: Event) -> str:
         if value not in (None, ""):
             return f"{name} {value}" if name == "total_tokens" else str(value)
     return ""
+
+
+def _needed(event: ContextLimitEvent) -> str:
+    if event.estimated_tokens is None or event.limit_tokens is None:
+        return ""
+    return f"needs about {event.estimated_tokens:,} of {count(event.limit_tokens, 'token')}"
+
+
+def _left_out(event: WarningEvent) -> str:
+    return f"{event.what} left out: {event.reason}"
+
+
+def _limit(event: LimitChangedEvent) -> str:
+    return f"limit of {event.provider} {event.model}: {event.before} → {event.limit} ({event.why})"
+
+
+def _load(event: ModelLoadEvent) -> str:
+    model = f"{event.provider} {event.model}"
+    what = {
+        "load": f"loaded {model}",
+        "unload": f"unloaded {model}",
+        "switch": f"switched to {model}",
+        "degraded": f"the memory for {model} is not looked after",
+    }[event.action]
+    took = "" if event.duration_ms is None else f" in {event.duration_ms / 1000:.1f} s"
+    return f"{what}{took}{event.why and f': {event.why}'}"
 
 
 def _models(agents: Sequence[Agent]) -> str:

@@ -102,6 +102,11 @@ REFUSALS = (
 )
 
 
+def warm_up() -> None:
+    """Load the vocabulary, which takes some 60 ms once."""
+    _vocabulary()
+
+
 class LocalProvider:
     """Serves `test` and `silent`, as the module's text describes them."""
 

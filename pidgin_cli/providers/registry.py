@@ -4,7 +4,8 @@ import asyncio
 import importlib
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import urlsplit
@@ -67,7 +68,7 @@ class ProviderInfo(NamedTuple):
     keeps_thinking: bool = False
     """Whether a model can be given back what it thought in earlier turns."""
     max_concurrency: int | None = None
-    """Requests under way at once; this and the next two from the person's settings, None: found out while running."""
+    """Requests under way at once; this and the next two from the person's settings. None: found out while running."""
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
 
@@ -259,7 +260,20 @@ class ProviderPool:
     async def warm_up(self, models: Iterable[str]) -> None:
         """Import the SDKs that these models need, in a thread, so that the first request does not wait for them."""
         modules = {_adapter(*split_model(model)).partition(":")[0] for model in models}
-        await asyncio.gather(*(asyncio.to_thread(importlib.import_module, module) for module in sorted(modules)))
+        await asyncio.gather(*(asyncio.to_thread(_warm_up, module) for module in sorted(modules)))
+
+    @contextmanager
+    def running(self, models: Iterable[str]) -> Iterator[None]:
+        """While the block runs, a conversation needs these models: local servers unload others before them."""
+        by_provider: dict[str, list[str]] = {}
+        for model_id in models:
+            info, model = split_model(model_id)
+            if info.adapter == PROVIDERS["ollama"].adapter:
+                by_provider.setdefault(info.name, []).append(model)
+        with ExitStack() as stack:
+            for name, wanted in by_provider.items():
+                stack.enter_context(self.residency(PROVIDERS[name]).running(wanted))
+            yield
 
     def adapter(self, model_id: str, timeouts: Timeouts, settings: AgentSettings | None = None) -> Provider:
         """The bare adapter for a model, asked with these settings."""
@@ -330,7 +344,8 @@ class ProviderPool:
         caps = [cap for cap in (concurrency, info.max_concurrency) if cap is not None]
         cap = min(caps) if caps else None
         inside = info.base_url is None
-        if inside and cap is None:
+        per_minute = (info.requests_per_minute, info.tokens_per_minute)
+        if inside and cap is None and per_minute == (None, None):
             return None
         key = (info.name, address(info), "" if inside else model)
         if key not in self._limiters:
@@ -371,6 +386,11 @@ class ProviderPool:
             await residency.aclose()
         if self._cache is not None:
             self._cache.close()
+
+
+def _warm_up(module: str) -> None:
+    """Import an adapter, and let it load what its first request would otherwise wait for."""
+    getattr(importlib.import_module(module), "warm_up", lambda: None)()
 
 
 def _adapter(info: ProviderInfo, model: str, settings: AgentSettings | None = None) -> str:

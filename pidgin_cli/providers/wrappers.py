@@ -1,6 +1,7 @@
 """Concerns that cut across providers, each as a provider around another.
 
-Outermost first: `Retrying` → `Limited` → `Timed` → adapter. A back-off then holds no slot, and waiting is never
+Outermost first: `Cached` (in `cache`) → `Retrying` → `Limited` (in `limits`) → `Resident` (in `residency`) → `Timed` →
+adapter. A back-off then holds no slot, and waiting is never
 mistaken for the model's latency.
 """
 
@@ -220,7 +221,7 @@ class Retrying:
                     if isinstance(delta, Finish):
                         yield replace(delta, attempt=request.attempt) if request.attempt > 1 else delta
                         return
-                    handed_out = handed_out or not isinstance(delta, UsageDelta)
+                    handed_out = True
                     yield delta
                 raise ProviderUnavailable("the stream ended before the reply was whole")
             except ProviderError as error:

@@ -109,7 +109,7 @@ def load_awareness(value: str, agents: Sequence[Seat], *, serves: str | None = N
 def _read(path: Path) -> tuple[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
-        data = safe_load(text)
+        data = safe_load(text, f"awareness file {path}")
         return text, {} if data is None else data
     except OSError as error:
         raise SpecError(f"awareness file {path}: {error.strerror}") from None

@@ -90,9 +90,12 @@ def resolve_model(wanted: str, providers: Collection[str]) -> str:
         if model:
             return wanted
         raise SpecError(f"{wanted!r} names no model; write {provider}:MODEL, such as {_nearest(wanted, providers)[0]}")
-    near = _nearest(wanted, providers)
     what = f"unknown provider {provider!r} in {wanted!r}" if colon else f"unknown model {wanted!r}"
-    raise SpecError(f"{what}; the nearest are {', '.join(near)} (or any PROVIDER:MODEL with {', '.join(providers)})")
+    if colon and not difflib.get_close_matches(provider, providers, n=1):
+        raise SpecError(f"{what}; the providers are {', '.join(providers)}")
+    near = _nearest(wanted, providers)
+    verb = "are" if len(near) > 1 else "is"
+    raise SpecError(f"{what}; the nearest {verb} {', '.join(near)} (or any PROVIDER:MODEL with {', '.join(providers)})")
 
 
 def _nearest(wanted: str, providers: Collection[str]) -> list[str]:

@@ -20,9 +20,49 @@ __all__ = ["explain", "nearest", "refuse_half_characters", "safe_load"]
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-def safe_load(text: str) -> Any:
-    """YAML as data, by the parser in C where there is one: a prompt of a megabyte takes a second without."""
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 - the safe loader
+def safe_load(text: str, source: str) -> Any:
+    """YAML as data, by the parser in C where there is one: a prompt of a megabyte takes a second without.
+
+    Raises:
+        SpecError: a mapping has a key twice, of which one would be lost.
+    """
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if said := _repeated_keys(loader, node):
+            raise SpecError("\n".join(f"{source}, {fault}" for fault in said))
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _repeated_keys(loader: Any, root: yaml.Node) -> list[str]:
+    said: list[tuple[int, str]] = []
+    walked: set[int] = set()
+    ahead: list[tuple[yaml.Node, tuple[str, ...]]] = [(root, ())]
+    while ahead:  # a stack of its own: a file may nest deeper than Python calls
+        node, path = ahead.pop()
+        if id(node) in walked:  # an alias
+            continue
+        walked.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            ahead += [(value, (*path[-9:], str(index))) for index, value in enumerate(node.value)]
+        elif isinstance(node, yaml.MappingNode):
+            lines: dict[str, int] = {}
+            for key, value in node.value:
+                if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                    ahead.append((value, path))
+                    continue
+                name = str(loader.construct_object(key))  # 1 and "1" are one turn
+                line = key.start_mark.line + 1
+                place = (*path[-9:], name)
+                if name in lines:
+                    said.append((line, f"the key {'.'.join(place)!r} stands in line {lines[name]} already"))
+                lines.setdefault(name, line)
+                ahead.append((value, place))
+    return [f"line {line}: {fault}" for line, fault in sorted(said)]
 
 
 def nearest(wanted: str, known: Iterable[str]) -> str:
@@ -61,7 +101,7 @@ def refuse_half_characters(data: object, source: str, where: tuple[str, ...] = (
             refuse_half_characters(value, source, (*where, str(index)))
 
 
-_BRANCH = re.compile(r"str|int|bool|literal\[.*\]|[A-Z]\w*Spec")
+_BRANCH = re.compile(r"str|int|bool|literal\[.*\]|function-after\[.*\]|[A-Z]\w*Spec")
 """What pydantic adds to a place to tell the branches of a union apart."""
 
 

@@ -94,6 +94,14 @@ class ContextSpec(_Checked):
     model: str | None = Field(None, description="Who writes the summaries; default: the agent itself")
     pinned: tuple[str, ...] = Field((), description="Facts that stand beside every summary")
 
+    @model_validator(mode="after")
+    def _summarises_or_not(self) -> Self:
+        if self.policy != "summarise":
+            for name in ("model", "pinned"):
+                if getattr(self, name):
+                    raise ValueError(f"{name} is for policy: summarise; with {self.policy} leave it out")
+        return self
+
 
 class TimeoutSpec(_Checked):
     """Seconds a request may take; null: no limit."""
@@ -182,7 +190,7 @@ def load(path: Path) -> ExperimentSpec:
     """The spec in a YAML file. Raises SpecError that names every fault with its line."""
     try:
         text = path.read_text(encoding="utf-8")
-        data = safe_load(text)
+        data = safe_load(text, str(path))
     except OSError as error:
         raise SpecError(f"{path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -212,6 +220,8 @@ def resolve(spec: ExperimentSpec, providers: Collection[str]) -> Resolved:
             found, said = load_awareness(awareness, seats, serves=agent.id if alone else None)
             notices += [notice for notice in said if notice not in notices]
             awareness = _inline(found, agent.id)
+        if awareness is not None:
+            notices += [notice for notice in _never_reached(awareness, spec.max_turns) if notice not in notices]
         if prompt is None and awareness is not None:
             prompt = system_prompt(awareness.base, seat, seats)
         think = True if agent.think_budget is not None and agent.think is None else agent.think
@@ -233,6 +243,12 @@ def resolve(spec: ExperimentSpec, providers: Collection[str]) -> Resolved:
 def _inline(awareness: Awareness, agent_id: str) -> AwarenessSpec:
     prompts = {turn: texts[agent_id] for turn, texts in sorted(awareness.prompts.items()) if agent_id in texts}
     return AwarenessSpec(name=awareness.name, base=awareness.base, prompts=prompts)
+
+
+def _never_reached(awareness: AwarenessSpec, turns: int) -> list[str]:
+    has = f"the conversation has {turns} turn{'s' if turns > 1 else ''}"
+    late = sorted(turn for turn in awareness.prompts if turn > turns)
+    return [f"awareness {awareness.name}: text at turn {turn} is never reached: {has}" for turn in late]
 
 
 def _names(agents: tuple[AgentSpec, ...], models: list[str]) -> list[str]:
