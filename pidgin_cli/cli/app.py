@@ -220,8 +220,8 @@ def _as_json(command: Callable[..., Any]) -> Callable[..., Any]:
 def _display(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print every event as a line of JSON."),
-        click.option("--show-thinking", is_flag=True, help="Show what models think, dimmed."),
-        click.option("--show-system-prompts", is_flag=True, help="Show the system prompts first."),
+        click.option("--show-thinking", is_flag=True, help="Show what models think, dimmed (chat display)."),
+        click.option("--show-system-prompts", is_flag=True, help="Show the system prompts first (chat display)."),
         click.option("--tail", is_flag=True, help="Short for --display tail."),
         click.option(
             "--display",
@@ -397,7 +397,7 @@ def list_(output: Path | None, as_json: bool) -> None:
 @_output
 @_as_json
 @click.option("--show-thinking", is_flag=True, help="Show what models thought, dimmed.")
-@click.option("--show-system-prompts", is_flag=True, help="Show the system prompts first.")
+@click.option("--show-system-prompts", is_flag=True, help="Show the system prompts first (chat display).")
 def show(target: str, output: Path | None, as_json: bool, **options: bool) -> None:
     """Show an experiment, or read a conversation.
 
