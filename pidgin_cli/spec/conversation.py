@@ -8,16 +8,53 @@ from msgspec import Struct
 
 from pidgin_cli.core.types import Agent, Message, Retries, Role, Timeouts
 
-__all__ = ["ContextPolicy", "ConversationSpec", "Injection", "Placeholders", "derive_seed", "spec_hash"]
+__all__ = [
+    "ContextPolicy",
+    "ConversationSpec",
+    "Injection",
+    "Intervention",
+    "Origin",
+    "Placeholders",
+    "derive_seed",
+    "spec_hash",
+]
 
 
-class Injection(Struct, frozen=True):
+class Injection(Struct, frozen=True, omit_defaults=True):
     """Text that one agent is given at the start of a turn; turn 0: with the opening."""
 
     turn: int
     agent_id: str
     text: str
     source: str
+    placement: Literal["user", "system"] = "user"
+    """`user`: as tagged user text, alike in every family. `system`: as the family of the agent's model allows."""
+
+
+class Intervention(Struct, frozen=True, omit_defaults=True):
+    """What a script does when a turn begins, before anybody speaks in it."""
+
+    turn: int
+    """Counted from 1."""
+    kind: Literal["inject", "edit", "mute", "swap_model", "swap_system_prompt"]
+    agents: tuple[str, ...]
+    """Whom it concerns: who is given the text (inject), whose last message is changed (edit), who is silent (mute), who
+    gets another model or system prompt from here on (swap)."""
+    text: str | None = None
+    """The words put in, the message as it shall read, or the new system prompt (None: none)."""
+    model: str | None = None
+    """`provider:model` from this turn on."""
+    turns: int = 1
+    """How many turns the agent is silent."""
+    placement: Literal["user", "system"] = "user"
+
+
+class Origin(Struct, frozen=True):
+    """Where a branch leaves another conversation. What comes before is that conversation's, and stays in its log."""
+
+    conversation_id: str
+    turn: int
+    """The last turn that both share; 0: the opening alone."""
 
 
 class ContextPolicy(Struct, frozen=True, omit_defaults=True):
@@ -55,8 +92,15 @@ class ConversationSpec(Struct, frozen=True, kw_only=True):
     """The agent that opens."""
     seed: int = 0
     arm: str = ""
+    """Label of the swept values, such as `a.temperature=0.2`."""
+    variables: dict[str, Any] = {}
+    """The swept values by name, as the arm's label shows them."""
+    seating: str = ""
+    """Who sits where, as models by seat, where a spec puts pairs of models together."""
     repetition: int = 1
+    origin: Origin | None = None
     injections: tuple[Injection, ...] = ()
+    interventions: tuple[Intervention, ...] = ()
     choose_names: bool = False
     stop_phrases: dict[str, str] = {}
     """By agent id: the agent ends the conversation by saying it."""
