@@ -224,6 +224,13 @@ def limits(size: Size) -> Iterator[Row]:
     yield from (Row(*row) for row in main(quick=size is QUICK))
 
 
+def watching(size: Size) -> Iterator[Row]:
+    """The monitor at 10,000 conversations."""
+    from .watching import main
+
+    yield from (Row(*row) for row in main(quick=size is QUICK))
+
+
 MEASUREMENTS = {
     "rate": rate,
     "latency": latency,
@@ -232,6 +239,7 @@ MEASUREMENTS = {
     "start": start,
     "streaming": streaming,
     "limits": limits,
+    "watching": watching,
 }
 
 if __name__ == "__main__":

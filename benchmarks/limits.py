@@ -1,12 +1,14 @@
-"""Adaptive limits against simulated servers, in simulated time: share of the possible rate, and number of 429s.
+"""Adaptive limits against servers with hard limits: share of the possible rate, and number of 429s.
 
-The wrappers are the real ones (`Retrying` around `Limited`); only the server and the clock are made up, so that an hour
-takes seconds and every run gives the same figures.
+The wrappers are the real ones (`Retrying` around `Limited`). Most servers and their clock are simulated, so that an
+hour takes seconds and every run gives the same figures. Two are real: HTTP on loopback, asked through the OpenAI SDK.
 """
 
 import asyncio
+import json
 import random
 import selectors
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
@@ -14,8 +16,21 @@ from typing import Any, NamedTuple
 
 from pidgin_cli.core.errors import ProviderError, RateLimited
 from pidgin_cli.core.events import Event, LimitChangedEvent
-from pidgin_cli.core.types import Delta, Finish, Message, ModelRequest, Retries, Role, TextDelta, Usage, UsageDelta
+from pidgin_cli.core.types import (
+    Delta,
+    Finish,
+    Message,
+    ModelRequest,
+    Retries,
+    Role,
+    TextDelta,
+    Timeouts,
+    Usage,
+    UsageDelta,
+)
+from pidgin_cli.providers.base import Provider
 from pidgin_cli.providers.limits import Limited, Limiter
+from pidgin_cli.providers.registry import endpoint
 from pidgin_cli.providers.wrappers import Retrying, RetryPolicy
 
 __all__ = ["main"]
@@ -174,6 +189,134 @@ def measure(server: Server, limiter: Limiter, seconds: float, warm_up_s: float =
         return runner.run(_run(server, limiter, seconds, warm_up_s))
 
 
+class HttpServer:
+    """Chat completions over real HTTP, at most `places` at once and `per_minute` a minute; more is a 429.
+
+    Its first minute ends after `first_s`, and others used all but `left` of it; the headers of each answer tell.
+    """
+
+    def __init__(self, places: int, reply_s: float, per_minute: int | None = None, left: int = 0, first_s: float = 0.0):
+        self._places = places
+        self._reply_s = reply_s
+        self._per_minute = per_minute
+        self._left = left
+        self._ends = time.monotonic() + first_s
+        self._under_way = 0
+        self.connections = 0
+        self.idle = asyncio.Event()
+        self.served: list[float] = []
+        self.refused: list[float] = []
+
+    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer one request after the other."""
+        self.connections += 1
+        self.idle.clear()
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                length = head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0]
+                await reader.readexactly(int(length or 0))
+                await self._answer(writer)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            self.connections -= 1
+            if not self.connections:
+                self.idle.set()
+            writer.close()
+
+    async def _answer(self, writer: asyncio.StreamWriter) -> None:
+        now = time.monotonic()
+        told = ""
+        over = self._under_way >= self._places
+        if self._per_minute is not None:
+            while now >= self._ends:
+                self._ends, self._left = self._ends + 60, self._per_minute
+            over = over or self._left <= 0
+            self._left -= not over
+            told = (
+                f"x-ratelimit-limit-requests: {self._per_minute}\r\nx-ratelimit-remaining-requests: {self._left}\r\n"
+                f"x-ratelimit-reset-requests: {self._ends - now:.3f}s\r\n"
+            )
+        if over:
+            self.refused.append(now)
+            writer.write(f"HTTP/1.1 429 Slow down\r\n{told}content-length: 0\r\n\r\n".encode())
+            return
+        self._under_way += 1
+        try:
+            writer.write(f"HTTP/1.1 200 OK\r\n{told}content-type: text/event-stream\r\n".encode())
+            writer.write(b"transfer-encoding: chunked\r\n\r\n")
+            writer.write(_piece({"role": "assistant", "content": "Well,"}))
+            await asyncio.sleep(self._reply_s)
+            end = b"data: [DONE]\n\n"
+            writer.write(_piece({}, "stop") + b"%x\r\n%b\r\n0\r\n\r\n" % (len(end), end))
+            self.served.append(time.monotonic())
+        finally:
+            self._under_way -= 1
+
+
+def _piece(delta: dict[str, str], reason: str | None = None) -> bytes:
+    choice = {"index": 0, "delta": delta, "finish_reason": reason}
+    chunk = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice]}
+    data = f"data: {json.dumps(chunk)}\n\n".encode()
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+async def _over_http(server: HttpServer, conversations: int, seconds: float) -> float:
+    """Keep so many conversations asking through the OpenAI SDK; gives when that began."""
+    from pidgin_cli.providers.openai import OpenAIProvider
+
+    listening = await asyncio.start_server(server.connected, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/v1"
+    adapter = OpenAIProvider(Timeouts(), endpoint("bench", url))
+    limiter = Limiter()
+
+    async def converse() -> None:
+        def unheard(_: Event) -> None:
+            """Only the server counts here."""
+
+        policy = RetryPolicy(Retries(attempts=1000, base_s=0.2), "bench", unheard, asyncio.sleep)
+        provider: Provider = Retrying(Limited(adapter, limiter, unheard), policy)
+        while True:
+            async with aclosing(provider.stream_response(REQUEST)) as stream:  # type: ignore[type-var]
+                async for _ in stream:
+                    pass
+
+    began = time.monotonic()
+    tasks = [asyncio.create_task(converse()) for _ in range(conversations)]
+    await asyncio.sleep(seconds)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await adapter.aclose()
+    listening.close()
+    await server.idle.wait()
+    return began
+
+
+def over_http(quick: bool) -> list[Row]:
+    """The real servers; no budgets, since a busy machine decides as well."""
+    places, reply_s, seconds = 8, 0.1, 2.5 if quick else 20.0
+    server = HttpServer(places, reply_s)
+    began = asyncio.run(_over_http(server, 40, seconds))
+    half = began + seconds / 2
+    served = sum(half <= at < began + seconds for at in server.served)
+    share = served / (places * (seconds / 2) / reply_s)
+    refused = sum(at >= half for at in server.refused)
+    what = f"loopback HTTP, {places} places, limit unknown"
+    rows = [
+        Row(f"{what}: share of the possible rate", f"{share:.1%}"),
+        Row("… 429s per reply", f"{refused / max(1, served):.2%} ({refused}, {len(server.refused) - refused} before)"),
+    ]
+    limit, left, first_s = 300, 20, 1.0
+    server = HttpServer(64, 0.02, limit, left, first_s)
+    asyncio.run(_over_http(server, 40, first_s + 1.5))
+    share = len(server.served) / (left + limit)
+    what = f"loopback HTTP, {limit} requests a minute, told by headers, {left} left of the first"
+    rows.append(Row(f"{what}: share of the possible", f"{share:.1%}"))
+    rows.append(Row("… 429s", f"{len(server.refused)}"))
+    return rows
+
+
 def main(quick: bool = False) -> list[Row]:
     """The rows for `make bench`."""
     seconds = 600.0 if quick else 3600.0
@@ -192,7 +335,7 @@ def main(quick: bool = False) -> list[Row]:
     rows += _rows(
         f"a local server that batches {CONVERSATIONS}", found, found.per_s * reply_s / CONVERSATIONS, 0.97, 0.0
     )
-    return rows
+    return rows + over_http(quick)
 
 
 def _rows(what: str, found: Result, share: float, least: float, most: float) -> list[Row]:
@@ -200,7 +343,7 @@ def _rows(what: str, found: Result, share: float, least: float, most: float) -> 
     first = f", {found.refused_at_first} until it was found" if found.refused_at_first else ""
     gave_up = f", {found.given_up} given up" if found.given_up else ""
     return [
-        Row(f"{what}: share of the possible rate", f"{share:.1%}", f"at least {least:.0%}", share >= least),
+        Row(f"simulated: {what}: share of the possible rate", f"{share:.1%}", f"at least {least:.0%}", share >= least),
         Row(
             "… 429s per reply",
             f"{refused:.2%} ({found.refused}{first}{gave_up})",

@@ -28,6 +28,7 @@ from pidgin_cli.providers import local, replay
 from pidgin_cli.providers.registry import PROVIDERS
 from pidgin_cli.spec import awareness, experiment
 from pidgin_cli.spec.catalogue import aliases
+from pidgin_cli.spec.sweep import SWEPT_KEYS
 
 DOCS = Path(__file__).parent
 MARK = "<!-- Written by `make docs` from the code. Change the code, not this page. -->"
@@ -281,25 +282,75 @@ agents:
   - id: b
     model: local:test?words=40
     system_prompt: You answer in one sentence.
-prompt: What would you like to find out?
+openings:
+  find: What would you like to find out?
+  free: You are free to talk about whatever you like.
+sweep:
+  b.model: [gpt, "local:test?words=40"]
 max_turns: 20
+repetitions: 10
 seed: 7
 context: window
+budget: {usd: 5, wall_time: 2h}
+"""
+
+FLAT_EXAMPLE = """
+agent_a: claude
+agent_b: gpt
+temperature: 0.7
+temperature_b: 0.2
+awareness_a: basic
+prompt: What would you like to find out?
+max_turns: 20
+repetitions: 10
+max_parallel: 2
+allow_truncation: true
+"""
+
+SPEC_FLAT = """
+A spec may also be flat. `agent_a`, `agent_b` and so on are the models, in the order of these ids. A key of an agent
+stands alone, for all of them, or with `_a`, `_b`, … behind, for one of them, which outranks the other. `name` and
+`seed` alone are those of the experiment. `allow_truncation: true` is `context: window`. All other keys are the same.
+Agents are given in one form or the other, not in both.
+"""
+
+SPEC_ARMS = """
+`sweep`, `zip`, `pairs` and `openings` are multiplied with each other; each combination is an arm, and its label names
+the values: `a.temperature=0.2, pair=claude+gpt, opening=find`. A path is `<agent>.<key of an agent>`, `all.<key>` or
+one of {swept}. Values are a list, or a mapping that gives them labels of your own; a long value gets a short label.
+`exclude` leaves arms out: `{{pair: claude+gpt, opening: find}}` every arm that is both, `{{a.temperature: [0, 1]}}`
+those with either.
+
+The order goes by repetition: every arm once, shuffled, then the next repetition. Whenever a run stops, each arm has
+been run as often as any other, give or take one, and more `repetitions` later only append. Arms, order and seeds follow
+from the spec alone: the same spec with the same `seed` is the same plan.
+
+With `pairs`, who sits where is no part of the arm. Over any even number of repetitions each of two models sits equally
+often in each seat; the agent in the first seat opens. With `first: balanced` agents take turns with opening within each
+arm; with `pairs` as well, over any four repetitions each model opens equally often from each seat.
+
+How often, how fast, for how much and under what name an experiment runs (`repetitions`, `max_parallel`, `budget`,
+`notify`, `notify_command`, `name`) may change while it stays the same experiment.
 """
 
 SPEC_INTRO = """
-A spec is YAML. Every record holds the one it was made from as `spec.yaml`, with aliases, presets, files and the seed
-written out, so that it runs the same anywhere and later. A key that does not exist is an error that names the line and
-the nearest key that does. A key that is left out has its default; what has no default is not sent to the model.
+A spec is YAML; `pidgin init` writes one to start from, `pidgin spec check` says what it makes and all that is wrong
+with it, and `pidgin spec schema` prints its JSON Schema for editors. Files that it names are looked for beside it
+first. Every record holds the one it was made from as `spec.yaml`, with aliases, presets, files and the seed written
+out, so that it runs the same anywhere and later. A key that does not exist is an error that names the line and the
+nearest key that does. A key that is left out has its default; what has no default is not sent to the model.
 """
 
 
 def spec() -> str:
     import yaml
 
-    experiment.resolve(experiment.check(yaml.safe_load(SPEC_EXAMPLE)), PROVIDERS)
+    for example in (SPEC_EXAMPLE, FLAT_EXAMPLE):
+        experiment.resolve(experiment.check(yaml.safe_load(example)), PROVIDERS)
     schema = experiment.ExperimentSpec.model_json_schema()
-    parts = [SPEC_INTRO, _code(SPEC_EXAMPLE, "yaml"), "## The experiment", _schema_table(schema)]
+    swept = ", ".join(f"`{key}`" for key in SWEPT_KEYS)
+    parts = [SPEC_INTRO, _code(SPEC_EXAMPLE, "yaml"), "## The flat form", _code(FLAT_EXAMPLE, "yaml"), SPEC_FLAT]
+    parts += ["## Arms", SPEC_ARMS.format(swept=swept), "## The experiment", _schema_table(schema)]
     for name, definition in _in_order(schema):
         parts += [f"## {name}", definition["description"], _schema_table(definition)]
     return _page("Spec", *parts)
@@ -480,6 +531,7 @@ AWARENESS_FILE = """
 A file puts texts into the conversation at given turns. `base` is the preset that the system prompt comes from (`none`
 without it). `prompts` maps a turn to who is told what: `both` or `all` for every agent, or one agent by its id (`b` or
 `agent_b`). Turns count from 1; 0 is with the opening. `name` stands in the record; without it the file's name does.
+`placement: system` sends the file's texts as the provider's family places system text, instead of as tagged user text.
 """
 
 AWARENESS_RULES = """

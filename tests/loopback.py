@@ -111,6 +111,8 @@ class Reply:
     thinking: Sequence[str] = ()
     signature: str | None = None
     """Closes the thinking (Anthropic), or comes with the first call or after the text (Google, base64)."""
+    redacted: str | None = None
+    """Anthropic: a block of thinking of which there is only this, encrypted, comes before the rest."""
     reasoning_field: str = "reasoning_content"
     """Where an OpenAI-compatible server puts its thinking."""
     refusal: str | None = None
@@ -153,6 +155,10 @@ class LoopbackServer:
         self.reply: ReplyTo = reply or (lambda _request: Reply())
         self.installed = ["llama3.2:latest"]
         """What Ollama has; asking for another model is its 404, and a pull adds to it."""
+        self.context_length: int | None = 131_072
+        """What Ollama says its models can read; None: nothing."""
+        self.modelfile = ""
+        """Parameters of Ollama's models as their Modelfile sets them."""
         self.served = ["served-one", "served-two"]
         """What the others say they have."""
         self.received = asyncio.Event()
@@ -282,7 +288,8 @@ class LoopbackServer:
             case "/api/ps":
                 return 200, {"models": []}
             case "/api/show" if self._is_installed(request.model):
-                return 200, {"model_info": {"general.architecture": "llama", "llama.context_length": 131_072}}
+                about = _given(**{"general.architecture": "llama", "llama.context_length": self.context_length})
+                return 200, {"model_info": about, "parameters": self.modelfile}
             case "/api/show":
                 return 404, {"error": f"model '{request.model}' not found"}
             case "/api/pull" if request.model.startswith("no-such"):
@@ -428,6 +435,8 @@ def _anthropic(request: Request, reply: Reply) -> Iterator[str]:
     yield _named_sse({"type": "message_start", "message": message})
     yield _named_sse({"type": "ping"})
     blocks: list[tuple[dict[str, Any], list[dict[str, Any]]]] = []
+    if reply.redacted is not None:
+        blocks.append(({"type": "redacted_thinking", "data": reply.redacted}, []))
     if reply.thinking or reply.signature:
         deltas = [{"type": "thinking_delta", "thinking": piece} for piece in reply.thinking]
         if reply.signature:

@@ -33,6 +33,10 @@ class OllamaServer(LoopbackServer):
         self.gpu = True
         self.loaded: list[str] = []
         """Least recently used first."""
+        self.contexts: dict[str, int] = {}
+        """What each was loaded with, where that was said."""
+        self.tells_contexts = True
+        """As newer versions do."""
         self.load_s = 0.0
         self.most_models = 99
         self.expires_at = "2199-01-01T00:00:00Z"
@@ -77,9 +81,9 @@ class OllamaServer(LoopbackServer):
         model = self._full(request.model)
         if model not in self.models:
             return await super()._answer(request, reader, writer)
-        if model not in self.loaded:
+        if not self._suits(model, request):
             self.log.append(("surprise", model))
-            await self._load(model)
+            await self._load(model, request)
         self._touch(model)
         self.log.append(("chat", model))
         self._under_way[model] += 1
@@ -105,7 +109,7 @@ class OllamaServer(LoopbackServer):
             "size": size,
             "size_vram": size if self.gpu else 0,
             "expires_at": self.expires_at,
-        }
+        } | ({"context_length": self.contexts[name]} if self.tells_contexts and name in self.contexts else {})
 
     async def _generate(self, request: Request) -> tuple[int, Any]:
         """Load or unload, which is what a prompt without text means."""
@@ -119,14 +123,22 @@ class OllamaServer(LoopbackServer):
             if model in self.loaded and not self.stubborn:
                 self.log.append(("broken" if self._under_way[model] else "unload", model))
                 self.loaded.remove(model)
-        elif model not in self.loaded:
-            await self._load(model)
+        elif not self._suits(model, request):
+            await self._load(model, request)
             self.log.append(("load", model))
         start = {"model": request.model, "created_at": "2026-01-01T00:00:00Z"}
         return 200, start | {"response": "", "done": True, "done_reason": reason}
 
-    async def _load(self, model: str) -> None:
+    def _suits(self, model: str, request: Request) -> bool:
+        """Whether it is loaded with the context that the request wants; any other has it loaded anew."""
+        wanted = (request.body.get("options") or {}).get("num_ctx")
+        return model in self.loaded and wanted in (None, self.contexts.get(model, wanted))
+
+    async def _load(self, model: str, request: Request) -> None:
         self.loading.set()
+        if model in self.loaded:
+            self.loaded.remove(model)
+        self.contexts[model] = (request.body.get("options") or {}).get("num_ctx", 4096)  # which is its own
         await asyncio.sleep(self.load_s)
         await self.go_on.wait()
         while self.loaded and (self.models[model] > self.free or len(self.loaded) >= self.most_models):

@@ -16,6 +16,7 @@ from pidgin_cli.core.events import (
     APIErrorEvent,
     ContextLimitEvent,
     ContextTruncationEvent,
+    ConversationBranchedEvent,
     ConversationEndEvent,
     ConversationPausedEvent,
     ConversationResumedEvent,
@@ -92,7 +93,7 @@ def experiment(*models: str, agents: dict[str, dict[str, Any]] | None = None, **
 
 def conversation(*models: str, **keys: Any) -> ConversationSpec:
     """The one conversation of such a spec."""
-    return expand(experiment(*models, **keys))[0]
+    return next(iter(expand(experiment(*models, **keys)).values()))
 
 
 class Run(NamedTuple):
@@ -292,6 +293,10 @@ class _Grammar:
         self.ids = [agent.id for agent in start.agents]
         self.count = 0
         self.prompted: list[str] = []
+        self.origin = start.branch_of
+        """Where it branches off; None once that is told."""
+        self.shared = (0, 0)
+        """Turns and messages of other conversations before it."""
         self.named: list[str] = []
         self.warned: set[tuple[str | None, str]] = set()
         self.turn = 0
@@ -330,6 +335,8 @@ class _Grammar:
             assert isinstance(event, allowed), "nothing happens during a pause"
         if self.count > 1 and len(self.prompted) < len(self.ids):
             assert isinstance(event, SystemPromptEvent), "the system prompts come first"
+        elif self.count > 1 and self.origin is not None:
+            assert isinstance(event, ConversationBranchedEvent), "a branch says so at once"
         getattr(self, f"_{type(event).__name__}")(event)
 
     def _envelope(self, event: Event) -> None:
@@ -361,6 +368,15 @@ class _Grammar:
         assert (event.text is None) == (event.placement is None)
         self.prompted.append(event.agent_id)
 
+    def _ConversationBranchedEvent(self, event: ConversationBranchedEvent) -> None:  # noqa: N802
+        assert self.origin is not None, "a second branching"
+        place = (event.origin, event.turn_number, event.message_index)
+        assert place == (self.origin["conversation_id"], self.origin["turn"], self.origin["message_index"])
+        self.turn = self.turns_complete = event.turn_number
+        self.messages = event.message_index
+        self.shared = (self.turn, self.messages)
+        self.origin = None
+
     def _AgentNamedEvent(self, event: AgentNamedEvent) -> None:  # noqa: N802
         assert self.turn == 0, "names are chosen before the first turn"
         assert event.agent_id == self.ids[len(self.named)], "names are chosen once and in order"
@@ -369,7 +385,13 @@ class _Grammar:
     def _TurnStartEvent(self, event: TurnStartEvent) -> None:  # noqa: N802
         assert not self.turn_open, "the last turn is still open"
         assert event.turn_number == self.turns_complete + 1 == self.turn + 1
-        assert sorted(event.speakers) == sorted(self.ids)
+        silent = {
+            agent_id
+            for item in self.start.spec.get("interventions", ())
+            if item["kind"] == "mute" and item["turn"] <= event.turn_number < item["turn"] + item.get("turns", 1)
+            for agent_id in item["agents"]
+        }
+        assert sorted(event.speakers) == sorted(set(self.ids) - silent)
         self.turn, self.turn_open, self.speakers, self.spoken = event.turn_number, True, event.speakers, []
 
     def _InterventionEvent(self, event: InterventionEvent) -> None:  # noqa: N802
@@ -378,6 +400,11 @@ class _Grammar:
         assert self.asked is None or self.lost, "while a model is being asked"
         assert event.message_index == self.messages
         assert set(event.audience) <= set(self.ids)
+        if event.source == "script":
+            assert not self.spoken, "the script acts before anybody speaks"
+        assert (event.kind == "inject") == (event.agent_id is None) == (event.text is not None)
+        assert (event.kind == "edit") == (event.edited_index is not None)
+        assert (event.kind == "mute") == (event.turns is not None)
 
     def _MessageRequestEvent(self, event: MessageRequestEvent) -> None:  # noqa: N802
         assert self.turn_open, "outside a turn"
@@ -396,7 +423,12 @@ class _Grammar:
     def _RateLimitEvent(self, event: RateLimitEvent) -> None:  # noqa: N802
         if self.asked is not None and not self.given_up:  # else it is about a name or a summary
             self._belongs(event)
-            self._failed(event.attempt, final=False)
+            if event.reason == "refused":
+                assert event.wait_s is not None
+                self._failed(event.attempt, final=False)
+            else:
+                assert event.attempt == self.attempt, "it waits to make another attempt than the one that is due"
+                assert not self.thinking, "it waits in the middle of a reply"
 
     def _APIErrorEvent(self, event: APIErrorEvent) -> None:  # noqa: N802
         if self.asked is not None and not self.given_up:
@@ -506,8 +538,7 @@ class _Grammar:
 
     def _ConversationEndEvent(self, event: ConversationEndEvent) -> None:  # noqa: N802
         totals = event.totals
-        assert totals.turns == self.turns_complete
-        assert totals.messages == self.messages
+        assert (totals.turns, totals.messages) == (self.turns_complete - self.shared[0], self.messages - self.shared[1])
         assert (totals.prompt_tokens, totals.completion_tokens) == (self.prompt, self.completion)
         assert totals.cost_usd == (None if self.cost is None else pytest.approx(self.cost))
         assert not (self.turn_open and len(self.spoken) == len(self.speakers)), "a whole turn was not completed"

@@ -352,7 +352,7 @@ async def test_without_a_system_prompt_none_is_sent(name: str, server: LoopbackS
         ("openai", {"model", "messages", "stream", "stream_options"}),
         ("responses", {"model", "input", "stream", "store"}),
         ("google", {"contents", "generationConfig"}),
-        ("ollama", {"model", "messages", "stream", "tools"}),
+        ("ollama", {"model", "messages", "stream", "tools", "options", "keep_alive"}),
     ],
 )
 async def test_unset_settings_are_not_sent(name: str, fields: set[str], server: LoopbackServer, open_provider: Open):
@@ -420,7 +420,15 @@ EVERY_SETTING = AgentSettings(
         (
             "ollama",
             {
-                "options": {"temperature": 0.0, "top_p": 0.5, "num_predict": 100, "stop": ["END"], "seed": 7},
+                "options": {
+                    "num_ctx": 16_384,
+                    "temperature": 0.0,
+                    "top_p": 0.5,
+                    "num_predict": 100,
+                    "stop": ["END"],
+                    "seed": 7,
+                },
+                "keep_alive": 1800.0,
                 "think": "low",
             },
         ),
@@ -1015,7 +1023,7 @@ def test_sdk_time_outs_are_time_outs():
     assert type(anthropic.translate(anthropic_sdk.APITimeoutError(request))) is ProviderTimeout
     assert type(anthropic.translate(httpx2.ReadTimeout("slow"))) is ProviderTimeout
     assert type(openai.translate(openai_sdk.APITimeoutError(request))) is ProviderTimeout
-    assert type(ollama.translate(ollama.httpx.ReadTimeout("slow"))) is ProviderTimeout
+    assert type(ollama.translate(ollama.httpx.ReadTimeout("slow"), netloc="127.0.0.1:1")) is ProviderTimeout
 
 
 @ALL

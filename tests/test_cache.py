@@ -202,6 +202,7 @@ OTHER: dict[str, Any] = {
     "settings": AgentSettings(temperature=0.0),
 }
 SAME: dict[str, Any] = {
+    "context_window": 4096,  # where it is sent, it is a parameter
     "conversation_id": "other",
     "seed": 5,
     "agent_id": "b",

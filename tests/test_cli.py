@@ -649,7 +649,7 @@ def test_missing_keys_are_named_all_at_once(pidgin: Pidgin) -> None:
     said = pidgin("chat", "-a", "claude", "-b", "local:test", "--agent", "c=openai:gpt-x")
     assert (said.status, said.out) == (2, "")
     assert re.fullmatch(
-        r"Error: agent a \(anthropic:\S+\) needs a key: export ANTHROPIC_API_KEY=…; "
+        r"Error: agent a \(anthropic:\S+\) needs a key: export ANTHROPIC_API_KEY=…\n"
         r"agent c \(openai:gpt-x\) needs a key: export OPENAI_API_KEY=…\n",
         said.err,
     )
@@ -948,7 +948,7 @@ def test_a_running_conversation(pidgin: Pidgin, tmp_path: Path) -> None:
         assert content == {"pid": child.pid, "started": pytest.approx(psutil.Process(child.pid).create_time(), abs=1)}
         until(lambda: json.loads(pidgin("list", "--json").out)[0]["status"] == "running")
         assert found.texts[0] in pidgin("show", found.id).out
-        assert f"kill {child.pid}" in error_of(pidgin("resume", found.id), 1)
+        assert f"pidgin stop {found.id}" in error_of(pidgin("resume", found.id), 1)
         assert pidgin("resume", "--all").status == 0
         assert "running" in error_of(pidgin("rebuild", found.id), 1)
         assert child.poll() is None

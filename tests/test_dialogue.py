@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from commands import Pidgin, error_of, pidgin, process
+from keyring_stand_in import KeyringStandIn
 from loopback import LoopbackServer, Reply, Tokens, loopback_in_thread
-from terminal import Terminal
+from terminal import ENVIRONMENT, Terminal
 
 import pidgin_cli
 from pidgin_cli.conversation.dialogue import CompleteEvent, Dialogue, ErrorEvent, RestartEvent, TokenEvent
@@ -19,10 +20,18 @@ from pidgin_cli.core.errors import AuthenticationFailed, ProviderUnavailable, Sp
 from pidgin_cli.core.events import APIErrorEvent, Event
 from pidgin_cli.core.types import AgentSettings, Retries
 from pidgin_cli.providers.cache import ResponseCache
+from pidgin_cli.providers.registry import ProviderPool
 
 __all__ = ["pidgin"]
 
 QUICK = Retries(attempts=3, base_s=0.001, max_wait_s=0.002)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_set_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No settings and no keyring of whoever runs the tests."""
+    for name in ("PIDGIN_CONFIG_DIR", "PYTHON_KEYRING_BACKEND"):
+        monkeypatch.setenv(name, ENVIRONMENT[name])
 
 
 @pytest.fixture
@@ -71,10 +80,10 @@ async def test_simple_question(at: type[Served]) -> None:
     settings = AgentSettings(temperature=0.0, max_tokens=7)
     async with at() as server, Dialogue(settings=settings) as dialogue:
         server.script(Reply("Because.", thinking=("Let me", " see."), usage=Tokens(20, 5)))
-        done = await dialogue.process("Why?", "anthropic:claude-sonnet-5-5")
+        done = await dialogue.process("Why?", "anthropic:claude-sonnet-4-6")
     assert (done.response, done.thinking) == ("Because.", "Let me see.")
     body = server.chats[0].body
-    assert (body["model"], body["temperature"], body["max_tokens"]) == ("claude-sonnet-5-5", 0.0, 7)
+    assert (body["model"], body["temperature"], body["max_tokens"]) == ("claude-sonnet-4-6", 0.0, 7)
 
 
 async def test_which_model() -> None:
@@ -94,6 +103,53 @@ async def test_a_missing_key_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     async with Dialogue("openai:gpt-4o") as dialogue:
         with pytest.raises(SpecError, match="OPENAI_API_KEY"):
             await dialogue.process("Why?")
+
+
+PROGRAM = """
+import asyncio, json
+from pidgin_cli import Dialogue
+
+async def main():
+    async with Dialogue("mine") as dialogue:
+        first = (await dialogue.process("Why?")).response
+    async with Dialogue("keyed:m") as dialogue:
+        print(json.dumps([first, (await dialogue.process("Why?")).response]))
+
+asyncio.run(main())
+"""
+
+
+def test_a_program_has_what_the_person_set_up(tmp_path: Path) -> None:
+    """Without a pool of its own a `Dialogue` knows the aliases and endpoints of `config.toml`, and the keyring."""
+    with loopback_in_thread() as server, KeyringStandIn() as keyring:
+        keyring.held["pidgin", "KEYED_KEY"] = "sk-of-the-keyring"
+        (tmp_path / "config.toml").write_text(
+            f'[aliases]\nmine = "open:m"\n[endpoints.open]\nbase_url = "{server.url}/v1"\n'
+            f'[endpoints.keyed]\nbase_url = "{server.url}/v1"\napi_key_env = "KEYED_KEY"\n'
+        )
+        env = ENVIRONMENT | keyring.env | {"PIDGIN_CONFIG_DIR": str(tmp_path), "NO_PROXY": "127.0.0.1"}
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", PROGRAM], env=env, capture_output=True, text=True, timeout=60
+        )
+        assert (json.loads(done.stdout or "[]"), done.stderr) == (["Hello from the loopback."] * 2, "")
+        assert server.chats[1].headers["authorization"] == "Bearer sk-of-the-keyring"
+
+
+async def test_a_pool_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a pool given nothing of the person's is read: a file that is wrong does not matter."""
+    (tmp_path / "config.toml").write_text("wrong = ")
+    monkeypatch.setenv("PIDGIN_CONFIG_DIR", str(tmp_path))
+    async with Dialogue("local:test?reply=Yes", pool=ProviderPool()) as dialogue:
+        assert (await dialogue.process("Hi")).response == "Yes"
+
+
+async def test_every_setting_that_is_refused_is_named() -> None:
+    """One line each."""
+    settings = AgentSettings(think=True, effort="low")
+    async with Dialogue("local:silent", settings=settings) as dialogue:
+        with pytest.raises(SpecError) as caught:
+            await dialogue.process("Hi")
+    assert str(caught.value).splitlines() == ["local:silent does not think; leave it out"] * 2
 
 
 async def test_an_error_is_an_event(at: type[Served]) -> None:
@@ -293,13 +349,35 @@ def test_ask_from_a_file_and_standard_input(pidgin: Pidgin) -> None:
 def test_ask_as_json(pidgin: Pidgin) -> None:
     """--json prints every event as a line, an error included; what was thought comes with the whole reply."""
     said = pidgin("ask", "Hi", "-m", "local:test?reply=Yes", "--json", "--think")
-    token, done = (json.loads(line) for line in said.out.splitlines())
+    thought, token, done = (json.loads(line) for line in said.out.splitlines())
+    assert (thought["type"], thought["text"]) == ("thinking", done["thinking"])
     assert token == {"type": "token", "text": "Yes"}
     assert (done["type"], done["response"], done["from_cache"]) == ("complete", "Yes", False)
     assert done["thinking"]
     said = pidgin("ask", "Hi", "-m", "local:test?fail=auth@1", "--json")
     assert (said.status, said.err) == (1, "")
     assert json.loads(said.out)["error"] == "AuthenticationFailed"
+
+
+def test_ask_shows_thinking(pidgin: Pidgin, tmp_path: Path) -> None:
+    """Piped, what was thought is on stderr and the answer alone on stdout; with --json the flag is wrong use."""
+    ask = ("ask", "Hi", "-m", "local:test?reply=Yes&thinking=1")
+    said = pidgin(*ask)
+    assert (said.out, said.err) == ("Yes\n", "")
+    (thought,) = [
+        event["thinking"]
+        for event in map(json.loads, pidgin(*ask, "--json").out.splitlines())
+        if event["type"] == "complete"
+    ]
+    said = pidgin(*ask, "--show-thinking")
+    assert (said.status, said.out, said.err) == (0, "Yes\n", f"{thought}\n")
+    assert "leave --show-thinking out" in error_of(pidgin(*ask, "--show-thinking", "--json"))
+    with Terminal(*ask, "--show-thinking", cwd=tmp_path) as terminal:
+        assert terminal.wait() == 0
+        before, _, after = terminal.text.partition("\nYes\n")
+        assert " ".join(before.split()) == thought
+        assert "tokens · $0" in after
+        assert b"\x1b[2m" in terminal.raw.partition(b"Yes")[0]
 
 
 def test_ask_at_a_terminal(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from pidgin_cli.core.events import (
     MessageCompleteEvent,
     MessageRequestEvent,
     ModelLoadEvent,
+    RateLimitEvent,
     SystemPromptEvent,
     Totals,
     View,
@@ -389,6 +390,19 @@ def test_costs(cost: float | None, text: str) -> None:
     assert cost_text(cost) == text
 
 
+def queued(wait_s: float | None, message: str) -> RateLimitEvent:
+    return RateLimitEvent(
+        agent_id="a",
+        turn_number=1,
+        message_index=0,
+        provider="openai",
+        attempt=1,
+        reason="limit",
+        wait_s=wait_s,
+        message=message,
+    )
+
+
 @pytest.mark.parametrize(
     ("event", "chat", "tail"),
     [
@@ -396,8 +410,29 @@ def test_costs(cost: float | None, text: str) -> None:
         (WarningEvent(what="seed", reason="not taken"), "seed left out: not taken", "seed left out: not taken"),
         (
             LimitChangedEvent(provider="openai", model="gpt-x", limit=8, before=4, why="slow start"),
-            "limit of openai gpt-x: 4 → 8 (slow start)",
-            "limit of openai gpt-x: 4 → 8 (slow start)",
+            "requests at once of openai gpt-x: 4 → 8 (slow start)",
+            "requests at once of openai gpt-x: 4 → 8 (slow start)",
+        ),
+        (
+            LimitChangedEvent(
+                provider="openai",
+                model="gpt-x",
+                what="tokens per minute",
+                limit=30_000,
+                why="told by the provider",
+            ),
+            "tokens per minute of openai gpt-x: 30,000 (told by the provider)",
+            "tokens per minute of openai gpt-x: 30,000 (told by the provider)",
+        ),
+        (
+            queued(None, "8 requests are under way"),
+            "Ada waits for openai: 8 requests are under way",
+            "waits for openai: 8 requests are under way",
+        ),
+        (
+            queued(12.34, "no more than 50 requests per minute"),
+            "Ada waits for openai, at least 12.3 s: no more than 50 requests per minute",
+            "waits for openai, at least 12.3 s: no more than 50 requests per minute",
         ),
         (
             ModelLoadEvent(provider="ollama", model="qwen", action="switch", duration_ms=2340.0),

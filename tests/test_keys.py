@@ -97,6 +97,17 @@ def test_a_conversation_uses_the_key_of_the_keyring(
     assert sent == [f"Bearer {PLANTED}"] * 2 + ["Bearer sk-of-the-environment"]
 
 
+def test_a_missing_key_can_be_kept(keyring: KeyringStandIn, tmp_path: Path) -> None:
+    """Where there is a keyring, the fault of a missing key names both ways to give it, in every command."""
+    ways = "needs a key: export OPENAI_API_KEY=…, or keep it with: pidgin keys set openai\n"
+    for argv, who in (
+        (("ask", "Hello", "-m", "openai:gpt-x"), "openai:gpt-x"),
+        (("chat", "-a", "openai:gpt-x", "-b", "local:test"), "agent a (openai:gpt-x)"),
+        (("models", "--remote", "--provider", "openai"), "openai"),
+    ):
+        assert error_of(process(*argv, cwd=tmp_path, env=keyring.env)) == f"Error: {who} {ways}"
+
+
 def test_models_and_doctor_see_the_keyring(keyring: KeyringStandIn, tmp_path: Path) -> None:
     """A key in the keyring counts as there, in the list of models and for doctor."""
     keyring.held[HELD] = PLANTED

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from pidgin_cli.conversation.history import ConversationHistory, ConversationTurn, ConversationView
 from pidgin_cli.core.types import Agent, ModelRequest, Role, ThinkingBlock, ToolCall, ToolResult
@@ -31,10 +32,15 @@ class Talk(NamedTuple):
     spec: ConversationSpec
     history: ConversationHistory
 
-    def request(self, agent: Agent) -> ModelRequest:
+    def request(self, agent: Agent, family: str) -> ModelRequest:
         names = {each.id: each.name for each in self.spec.agents}
-        sent = ConversationView(agent, self.spec, self.history, names).sent()
+        seated = replace(agent, model=f"{MODELS[family]}:some-model")
+        sent = ConversationView(seated, self.spec, self.history, names).sent()
         return ModelRequest(model="some-model", messages=sent.messages, system=sent.system)
+
+
+MODELS = {"anthropic": "anthropic", "openai": "openai", "responses": "openai", "google": "google", "ollama": "ollama"}
+"""The provider of each family's models."""
 
 
 @st.composite
@@ -70,12 +76,19 @@ def talks(draw: st.DrawFn) -> Talk:
     ids = st.sampled_from([agent.id for agent in agents])
     for _ in range(draw(st.integers(0, 15))):
         who = draw(ids)
-        match draw(st.sampled_from(["say", "say", "inject", "call", "turn"])):
+        match draw(st.sampled_from(["say", "say", "inject", "call", "turn", "edit"])):
             case "say":
                 index = history.messages
                 add(Role.ASSISTANT, marked(draw(TEXTS)), agent_id=who, message_index=index, thinking=thinking())
             case "inject":
-                add(Role.USER, marked(draw(TEXTS)), audience=tuple(draw(st.lists(ids, min_size=1, unique=True))))
+                placement = draw(st.sampled_from(["user", "user", "message", "parameter"]))
+                audience = tuple(draw(st.lists(ids, min_size=1, unique=True)))
+                add(Role.USER, marked(draw(TEXTS)), audience=audience, placement=placement)
+            case "edit" if (last := history.last_message_of(who)) is not None:
+                place = history.turns.index(last)
+                text = draw(TEXTS)
+                assert last.message_index is not None
+                history.edit(last.message_index, f"{text}<{place}>" if text.strip() else text)
             case "call":
                 call = ToolCall(f"call-{len(history.turns)}", f"look<c{len(history.turns)}>", draw(ARGUMENTS))
                 add(Role.ASSISTANT, draw(st.just("") | TEXTS.map(marked)), agent_id=who, tool_call=call)
@@ -100,7 +113,7 @@ class Entry(NamedTuple):
     """A message of an API."""
 
     role: str
-    """`user` or `assistant`."""
+    """`user` or `assistant`; `system` for instructions in the middle, where a family takes them."""
     pieces: list[Piece]
 
 
@@ -204,7 +217,7 @@ def _chat_entry(message: dict[str, Any]) -> Entry:
             return Entry("assistant", [*text, *(Piece("call", call["function"]["name"], call["id"]) for call in calls)])
         case {"role": "assistant", "content": str(text), "thinking": str(thought), **rest} if thought and not rest:
             return Entry("assistant", [Piece("thinking", thought), Piece("text", text)])  # Ollama's own
-        case {"role": "user" | "assistant" as role, "content": str(text), **rest} if not rest:
+        case {"role": "user" | "assistant" | "system" as role, "content": str(text), **rest} if not rest:
             return Entry(role, [Piece("text", text)])
     raise AssertionError(message)
 
@@ -213,7 +226,7 @@ def as_responses(request: ModelRequest) -> Rendered:
     entries: list[Entry] = []
     for item in responses._items(request.messages):
         match item:
-            case {"role": "user" | "assistant" as role, "content": str(text), **rest} if not rest:
+            case {"role": "user" | "assistant" | "system" as role, "content": str(text), **rest} if not rest:
                 entries.append(Entry(role, [Piece("text", text)]))
             case {"type": "function_call", "call_id": call_id, "name": name, "arguments": str()}:
                 call = Piece("call", name, call_id)
@@ -243,7 +256,11 @@ def test_every_request_is_legal_for_its_family(talk: Talk):
     """The user speaks first and last, roles take turns, no text is blank, and results stand right after their calls."""
     for agent in talk.spec.agents:
         for family, render in FAMILIES.items():
-            _, entries = render(talk.request(agent))
+            _, entries = render(talk.request(agent, family))
+            late = [entry for entry in entries if entry.role == "system"]
+            assert not late or family in ("openai", "responses"), "nowhere else is a system message taken here"
+            assert all(piece.kind == "text" and piece.text.strip() for entry in late for piece in entry.pieces)
+            entries = [entry for entry in entries if entry.role != "system"]
             assert entries[0].role == entries[-1].role == "user", family
             assert entries[0].pieces[0].kind == "text", family
             for one, other in pairwise(entries):
@@ -267,11 +284,9 @@ def test_every_request_is_legal_for_its_family(talk: Talk):
 def test_no_family_shows_an_agent_what_is_not_for_it(talk: Talk):
     """Own words are the assistant's, nobody else's are, and each text is where it is addressed to and nowhere else."""
     for agent in talk.spec.agents:
-        request = talk.request(agent)
         for family, render in FAMILIES.items():
-            system, entries = render(request)
-            prompt = f"be {agent.id}<system-{agent.id}>"
-            assert system == (prompt if any(turn.content == prompt for turn in talk.history.turns) else None), family
+            system, entries = render(talk.request(agent, family))
+            assert system == expected_system(talk, agent, family), family
             found: Counter[tuple[str, str, str]] = Counter()
             for entry in entries:
                 for piece in entry.pieces:
@@ -284,21 +299,43 @@ def test_no_family_shows_an_agent_what_is_not_for_it(talk: Talk):
 def test_signatures_go_back_only_to_an_agent_that_keeps_its_thinking(talk: Talk):
     """Without `own` no family sends a signature; with it Anthropic sends its own blocks', Google the last of each."""
     for agent in talk.spec.agents:
-        request = talk.request(agent)
         own = [turn.thinking for turn in talk.history.turns if turn.agent_id == agent.id]
         signed = [[block.signature for block in thinking if block.signature] for thinking in own]
         if agent.thinking_visible != "own":
             signed = []
-        contents = [message["content"] for message in anthropic._messages(request.messages)]
+        contents = [message["content"] for message in anthropic._messages(talk.request(agent, "anthropic").messages)]
         blocks = [block for content in contents if isinstance(content, list) for block in content]
         assert [block["signature"] for block in blocks if "signature" in block] == list(chain(*signed))
-        parts = [part for content in google._contents(request.messages) for part in content["parts"]]
+        of_google = google._contents(talk.request(agent, "google").messages)
+        parts = [part for content in of_google for part in content["parts"]]
         sent = [b64encode(part["thought_signature"]).decode() for part in parts if "thought_signature" in part]
         assert sent == [signatures[-1] for signatures in signed if signatures]
         everything = json.dumps(
-            [openai._messages(request), ollama._messages(request), responses._items(request.messages)]
+            [
+                openai._messages(talk.request(agent, "openai")),
+                ollama._messages(talk.request(agent, "ollama")),
+                responses._items(talk.request(agent, "responses").messages),
+            ]
         )
         assert "signature" not in everything
+
+
+def place(turn: ConversationTurn, family: str) -> str:
+    """Where text from outside stands in a family."""
+    if turn.placement == "message" and MODELS[family] != "openai":
+        return "parameter"
+    return turn.placement
+
+
+def expected_system(talk: Talk, agent: Agent, family: str) -> str | None:
+    """The system prompt, and all that was ever put behind it."""
+    texts = [turn.content for turn in talk.history.turns if turn.role is Role.SYSTEM and agent.id in turn.audience]
+    texts += [
+        turn.content if turn.content.strip() else talk.spec.placeholders.blank
+        for turn in talk.history.turns
+        if turn.role is Role.USER and agent.id in (turn.audience or ()) and place(turn, family) == "parameter"
+    ]
+    return "\n\n".join(texts) if texts else None
 
 
 def expected(talk: Talk, agent: Agent, family: str) -> Counter[tuple[str, str, str]]:
@@ -314,8 +351,9 @@ def expected(talk: Talk, agent: Agent, family: str) -> Counter[tuple[str, str, s
             marks[f"<{number}>", "assistant", "text"] += 1
         elif turn.content.endswith(f"<{number}>"):
             private = turn.tool_call is not None or turn.agent_id is None
-            if agent.id in (turn.audience or ()) or not private:
-                marks[f"<{number}>", "user", "text"] += 1
+            where = {"message": "system", "parameter": None}.get(place(turn, family), "user")
+            if where is not None and (agent.id in (turn.audience or ()) or not private):
+                marks[f"<{number}>", where, "text"] += 1
         texts = [block for block in turn.thinking if block.text]
         visible = talk.spec.agent(turn.agent_id).thinking_visible if turn.agent_id else "nobody"
         if mine and visible == "own":

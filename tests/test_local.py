@@ -501,3 +501,28 @@ def test_documentation_names_everything() -> None:
     """The module's text has a row for every parameter and every kind of failure."""
     rows = re.findall(r"^\| `(\w+)`", local.__doc__ or "", re.MULTILINE)
     assert sorted(rows) == sorted([*local._READERS, *local.FAULTS])
+
+
+# Settings
+
+
+def test_max_tokens_cuts_the_reply() -> None:
+    """It ends after so many words, thinking first, marked as cut for length; the limit itself is no cut."""
+    model = "test?reply=One+two+three+four."
+    whole = reply(model, settings=AgentSettings(max_tokens=4))
+    assert (whole.message.content, whole.finish.reason) == ("One two three four.", FinishReason.STOP)
+    cut = reply(model, settings=AgentSettings(max_tokens=3))
+    assert (cut.message.content, cut.finish.reason) == ("One two three", FinishReason.LENGTH)
+    assert cut.usage.completion_tokens == 3
+    thought = reply(model, settings=AgentSettings(think=True, max_tokens=2))
+    assert (thought.message.content, thought.finish.reason) == ("", FinishReason.LENGTH)
+    (block,) = thought.message.thinking
+    assert len(block.text.split()) == thought.usage.completion_tokens == thought.usage.thinking_tokens == 2
+
+
+def test_stop_ends_the_reply() -> None:
+    """The text ends before the first of the texts in it, as a whole reply does."""
+    model = "test?reply=One+two+three+four."
+    for stop, text in ((("four", "three"), "One two "), (("One",), ""), (("five",), "One two three four.")):
+        found = reply(model, settings=AgentSettings(stop=stop))
+        assert (found.message.content, found.finish.reason) == (text, FinishReason.STOP)

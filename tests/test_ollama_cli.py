@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -169,7 +170,7 @@ def test_not_installed(ollama: StandIn, tmp_path: Path, flags: tuple[str, ...]) 
     """Without Ollama the vendor's own command is shown, exit 2, and nothing is run, --yes or not."""
     ollama.make_shell()
     error = error_of(process(*TALK, *flags, cwd=tmp_path, env=ollama.env))
-    assert "Ollama does not answer and is not installed" in error
+    assert re.search(r"Ollama does not answer at 127\.0\.0\.1:\d+ and is not installed", error)
     assert COMMAND in error
     assert ollama.shell_calls == []
     assert nothing_made(tmp_path)
@@ -204,14 +205,16 @@ def test_installing_after_a_yes(ollama: StandIn, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the command is another one elsewhere")
-@pytest.mark.parametrize(("answer", "status"), [("n\n", 1), ("\n", 1), ("\x04", 130)])
+@pytest.mark.parametrize(("answer", "status"), [("n\n", 1), ("\n", 1), ("\x04", 130), ("\x03", 130)])
 def test_installing_without_a_yes(ollama: StandIn, tmp_path: Path, answer: str, status: int) -> None:
-    """No, Enter and Ctrl-D run nothing."""
+    """No, Enter, Ctrl-D and Ctrl-C run nothing, and leave the cursor on a line of its own."""
     ollama.make_shell()
     with Terminal("doctor", "--install-ollama", cwd=tmp_path, env=ollama.env, columns=120) as terminal:
         terminal.expect("? [y/N]: ")
         terminal.type(answer)
         assert terminal.wait() == status
+        assert terminal.text.endswith("\n")
+        assert "Traceback" not in terminal.text
     assert ollama.shell_calls == []
 
 

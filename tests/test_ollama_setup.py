@@ -407,7 +407,7 @@ def test_addresses_are_read_as_ollama_reads_them(
     else:
         monkeypatch.setenv("OLLAMA_HOST", host)
     assert is_here() is here
-    assert ollama_setup._place(ollama_setup.PROVIDERS["ollama"]).url == url
+    assert ollama_setup.place(ollama_setup.PROVIDERS["ollama"]).url == url
 
 
 @pytest.mark.parametrize("answer", ["<html>Welcome</html>", [1], 7, {"error": "no"}, b"\xff"])

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from commands import record
+from commands import error_of, process, record
 
 SOURCE = Path(__file__).parent.parent / "docs" / "plugins" / "pidgin-echo"
 
@@ -61,6 +61,57 @@ def test_it_is_listed(pidgin: Pidgin):
     done = pidgin("chat", "-a", "ecko:again", "-b", "local:silent", "-t", "1")
     assert done.returncode == 2
     assert "echo" in done.stderr
+
+
+def brought(folder: Path, name: str, *, package: str = "pidgin-impostor") -> dict[str, str]:
+    """An environment in which one more package offers a provider of that name."""
+    module = package.replace("-", "_")
+    info = folder / f"{module}-1.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1\n")
+    (info / "entry_points.txt").write_text(f"[pidgin.providers]\nit = {module}:INFO\n")
+    (folder / f"{module}.py").write_text(
+        "from pidgin_cli.providers.registry import PROVIDERS\n"
+        f"INFO = PROVIDERS.get({name!r}, PROVIDERS['local'])._replace(name={name!r})\n"
+    )
+    return {"PYTHONPATH": str(folder)}
+
+
+def refusal(*argv: str, cwd: Path, env: dict[str, str]) -> str:
+    return error_of(process(*argv, cwd=cwd, env=env))
+
+
+def test_a_name_that_is_taken(tmp_path: Path):
+    """A package may not bring a provider that Pidgin has, not even with its adapter, nor one that another brings."""
+    env = brought(tmp_path / "one", "openai")
+    told = refusal("ask", "Hi", "-m", "local:test", cwd=tmp_path, env=env)
+    assert told == (
+        "Error: the package pidgin-impostor brings a provider 'openai', which Pidgin itself has already; "
+        "remove the package\n"
+    )
+    brought(tmp_path / "two", "twin", package="pidgin-first")
+    env = brought(tmp_path / "two", "twin", package="pidgin-second")
+    told = refusal("ask", "Hi", "-m", "local:test", cwd=tmp_path, env=env)
+    assert "brings a provider 'twin', which pidgin-" in told
+    assert "has already; remove the package" in told
+
+
+def test_a_name_of_an_endpoint(tmp_path: Path):
+    """A named endpoint does not take the place of a package's provider, nor the other way round."""
+    (tmp_path / "config.toml").write_text('[endpoints.twin]\nbase_url = "http://127.0.0.1:1/v1"\n')
+    env = brought(tmp_path / "packages", "twin") | {"PIDGIN_CONFIG_DIR": str(tmp_path)}
+    told = refusal("ask", "Hi", "-m", "local:test", cwd=tmp_path, env=env)
+    assert "endpoints.twin: the package pidgin-impostor brings a provider 'twin'; choose another name" in told
+
+
+def test_a_package_that_is_broken(tmp_path: Path):
+    """What its import raises is one line that names the package."""
+    env = brought(tmp_path / "packages", "twin")
+    (tmp_path / "packages" / "pidgin_impostor.py").write_text("import no_such_module\n")
+    told = refusal("ask", "Hi", "-m", "local:test", cwd=tmp_path, env=env)
+    assert (
+        "the package pidgin-impostor cannot be loaded (ModuleNotFoundError: No module named 'no_such_module')" in told
+    )
 
 
 def test_the_example_is_as_short_as_it_says():

@@ -50,7 +50,7 @@ class Bench:
     def stream(self, model: str) -> AsyncIterator[Delta]:
         timed = Timed(self.adapter, Timeouts(), "ollama")
         request = ModelRequest(model=model.removesuffix(":latest"), messages=(Message(Role.USER, "Hello?"),))
-        return Resident(timed, self.residency, self.report).stream_response(request)
+        return Resident(timed, self.residency, self.report, self.adapter.effective_parameters).stream_response(request)
 
     async def ask(self, model: str) -> Finish:
         return fold([delta async for delta in self.stream(model)]).finish
@@ -275,9 +275,9 @@ async def test_each_model_gets_its_share_however_slow_loads_are(server: OllamaSe
     server.reply = reply
     slow = server._load
 
-    async def load(model: str) -> None:
+    async def load(model: str, request: Any) -> None:
         bench.now += 100.0
-        await slow(model)
+        await slow(model, request)
 
     server._load = load  # type: ignore[method-assign]
     await asyncio.gather(bench.converse([A], 12), bench.converse([B], 12))

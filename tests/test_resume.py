@@ -143,7 +143,11 @@ def check_resumed(run: Run, again: Run, kept: list[Event], torn: bytes) -> None:
 
 
 def completed(events: list[Event]) -> bool:
-    return bool(events) and isinstance(events[-1], ConversationEndEvent) and events[-1].status is Status.COMPLETED
+    """Ended for good: a window that is full stays full."""
+    last = events[-1] if events else None
+    return isinstance(last, ConversationEndEvent) and (
+        last.status is Status.COMPLETED or last.end_reason is EndReason.CONTEXT_LIMIT
+    )
 
 
 async def cut_and_go_on(run: Run, where: Path, size: int) -> None:

@@ -10,7 +10,7 @@ import pytest
 from commands import Pidgin, Record, error_of, pidgin, record
 from loopback import LoopbackServer, Reply, loopback_in_thread
 
-from pidgin_cli.cli.setup import use_person_settings
+from pidgin_cli.conversation.setup import use_person_settings
 from pidgin_cli.core.errors import SpecError
 from pidgin_cli.core.types import Retries, Timeouts
 from pidgin_cli.providers.limits import Limiter

@@ -33,8 +33,8 @@ from pidgin_cli.spec.catalogue import use_settings
 from pidgin_cli.spec.settings import Settings
 
 MODELS = {
-    "anthropic": "anthropic:claude-opus-5",
-    "openai": "openai:gpt-5.1",
+    "anthropic": "anthropic:claude-sonnet-4-6",
+    "openai": "openai:gpt-5.4",
     "google": "google:gemini-2.5-pro",
     "ollama": "ollama:llama3.2",
 }
@@ -222,9 +222,10 @@ def test_models_of_the_responses_api_take_neither_stop_nor_seed() -> None:
     ("provider", "can"), [("anthropic", True), ("google", True), ("ollama", True), ("openai", False), ("local", True)]
 )
 def test_thinking_is_given_back_only_where_that_can_be(provider: str, can: bool) -> None:
-    """`own` is unsupported where the API has no place for earlier thinking; `partner` and `nobody` never are."""
+    """`own` is unsupported where the API has no place for earlier thinking; what is thought on request can be shown."""
+    asked = AgentSettings(think=True)
     for visible in ("own", "partner", "nobody"):
-        agent = Agent(id="a", name="A", model=f"{provider}:m", thinking_visible=visible)  # type: ignore[arg-type]
+        agent = Agent(id="a", name="A", model=f"{provider}:m", settings=asked, thinking_visible=visible)
         found = unsupported(PROVIDERS[provider], agent, thinks=None)
         assert ("thinking_visible" in found) == (visible == "own" and not can)
 
@@ -474,7 +475,7 @@ async def test_models_that_fit_are_loaded_once(monkeypatch: pytest.MonkeyPatch, 
         again = await converse(tmp_path / "2", spec, pool=Watched(server))
         check_record(again.events)
         assert (cached(again), of_type(again.events, ModelLoadEvent)) == ([True] * 3, [])
-        assert len(server.requests) == before
+        assert {request.path for request in server.requests[before:]} == {"/api/show"}  # the context is in the key
 
 
 class Watched(ProviderPool):

@@ -148,7 +148,7 @@ def test_resolving_writes_everything_out(tmp_path: Path) -> None:
     assert two.system_prompt == "Mine.", "a prompt of one's own stands above the preset"
     assert two.think is True
     assert isinstance(spec.seed, int)
-    (conversation,) = expand(spec)
+    (conversation,) = expand(spec).values()
     assert [(i.turn, i.agent_id, i.text, i.source) for i in conversation.injections] == [
         (0, "a", "zero", "awareness:probe"),
         (3, "a", "three", "awareness:probe"),
@@ -163,20 +163,20 @@ def _seats(spec: Any) -> list[Seat]:
 def test_seeds_derive_from_the_spec_alone() -> None:
     """The plan is the same however often it is made; repetitions differ; an agent's own seed is derived as well."""
     spec = resolved(repetitions=50, agents=[{**TWO[0], "seed": 4}, TWO[1]], order="random", first="random")
-    plan = expand(spec)
-    assert plan == expand(spec) == expand(resolve(spec, PROVIDERS).spec)
+    assert expand(spec) == expand(resolve(spec, PROVIDERS).spec)
+    plan = list(expand(spec).values())
     assert len({conversation.seed for conversation in plan}) == 50
     assert len({conversation.agents[0].settings.seed for conversation in plan}) == 50
     assert {conversation.agents[1].settings.seed for conversation in plan} == {None}
     assert {conversation.first for conversation in plan} == {"a", "b"}
-    other = expand(resolved(repetitions=50, seed=2))
+    other = expand(resolved(repetitions=50, seed=2)).values()
     assert not {c.seed for c in plan} & {c.seed for c in other}
 
 
 def test_more_repetitions_keep_the_first_ones() -> None:
     """Extending an experiment changes nothing about what it already holds, nor its hash."""
     few, many = resolved(repetitions=3), resolved(repetitions=9)
-    assert expand(many)[:3] == expand(few)
+    assert list(expand(many).items())[:3] == list(expand(few).items())
     assert experiment_hash(few) == experiment_hash(many)
     assert experiment_hash(few) != experiment_hash(resolved(repetitions=3, prompt="Other."))
 
@@ -194,9 +194,14 @@ def test_derived_seeds_are_the_same_everywhere() -> None:
 def test_labels_are_used_where_speakers_must_be_told_apart() -> None:
     """Two agents need no label unless they chose names; three always have the same one."""
     three = [*TWO, {"id": "c", "model": "local:test?seed=2"}]
-    assert expand(resolved())[0].speaker_label is None
-    assert expand(resolved(choose_names=True))[0].speaker_label == "[{name}]: {text}"
-    assert expand(resolved(agents=three))[0].speaker_label == "[{name}]: {text}"
+    assert only(resolved()).speaker_label is None
+    assert only(resolved(choose_names=True)).speaker_label == "[{name}]: {text}"
+    assert only(resolved(agents=three)).speaker_label == "[{name}]: {text}"
+
+
+def only(spec: Any) -> ConversationSpec:
+    (conversation,) = expand(spec).values()
+    return conversation
 
 
 def test_an_unset_seed_is_drawn_and_kept() -> None:
@@ -262,7 +267,7 @@ def test_awkward_texts_come_back_from_the_file(tmp_path: Path, text: str) -> Non
     agents = [{**TWO[0], "system_prompt": text, "awareness": awareness}, {**TWO[1], "stop": [text]}]
     spec = resolved(prompt=text, agents=agents, context={"policy": "summarise", "pinned": [text]})
     round_trip(spec, tmp_path)
-    assert expand(load(tmp_path / "spec.yaml"))[0].opening == text
+    assert only(load(tmp_path / "spec.yaml")).opening == text
 
 
 @settings(deadline=None)
@@ -307,7 +312,7 @@ def test_every_setting_comes_back_from_the_file(tmp_path: Path, keys: dict[str, 
 
 def test_a_conversation_spec_survives_json() -> None:
     """The spec in a record is the spec: equal after encoding, with the same hash whatever the order of keys."""
-    spec = expand(resolved(context={"policy": "window"}, agents=[{**TWO[0], "stop_phrase": "bye"}, TWO[1]]))[0]
+    spec = only(resolved(context={"policy": "window"}, agents=[{**TWO[0], "stop_phrase": "bye"}, TWO[1]]))
     data = spec.to_json()
     assert ConversationSpec.from_json(data) == spec
     assert spec_hash(dict(reversed(data.items()))) == spec_hash(data)

@@ -161,24 +161,6 @@ class _PerAgentCommand(click.Command):
         return super().parse_args(ctx, found)
 
 
-def _per_agent(
-    _ctx: click.Context, param: click.Parameter, values: tuple[str, ...], convert: Callable[[str], Any] = str
-) -> dict[str, Any]:
-    found = {}
-    for value in values:
-        agent_id, _, text = value.partition("=")
-        try:
-            found[agent_id] = convert(text)
-        except ValueError:
-            name = f"{getattr(param, 'family', '')}{agent_id}"
-            raise click.BadParameter(f"{text!r} is not a number.", param_hint=name) from None
-    return found
-
-
-def _per_agent_number(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
-    return _per_agent(ctx, param, values, float)
-
-
 class _Number(click.FloatRange):
     """A range in which `nan` and `inf` are no numbers."""
 
@@ -187,6 +169,27 @@ class _Number(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value!r} is not a number in this range.", param, ctx)
         return number
+
+
+def _per_agent(
+    kind: click.ParamType[Any] | type, *, several: bool = False
+) -> Callable[[click.Context, click.Parameter, tuple[str, ...]], dict[str, Any]]:
+    """A callback that turns `("a=0.3", …)` into values of a kind by agent; with `several` into tuples of them."""
+    make = click.types.convert_type(kind)
+
+    def convert(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for value in values:
+            agent_id, _, text = value.partition("=")
+            try:
+                made = make.convert(text, param, ctx)
+            except click.BadParameter as error:
+                error.param_hint = f"{getattr(param, 'family', '')}{agent_id}"
+                raise
+            found[agent_id] = (*found.get(agent_id, ()), made) if several else made
+        return found
+
+    return convert
 
 
 def _complete_model(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
@@ -220,8 +223,10 @@ def _as_json(command: Callable[..., Any]) -> Callable[..., Any]:
 def _display(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print every event as a line of JSON."),
-        click.option("--show-thinking", is_flag=True, help="Show what models think, dimmed (chat display)."),
-        click.option("--show-system-prompts", is_flag=True, help="Show the system prompts first (chat display)."),
+        click.option("--show-thinking", is_flag=True, help="Show what models think, dimmed; in tail, all of it."),
+        click.option(
+            "--show-system-prompts", is_flag=True, help="Show the system prompts first; in tail, all of them."
+        ),
         click.option("--tail", is_flag=True, help="Short for --display tail."),
         click.option(
             "--display",
@@ -230,6 +235,155 @@ def _display(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="chat: the talk; tail: one line per event; quiet: where the record is, nothing else.",
         ),
+    ):
+        command = option(command)
+    return command
+
+
+_VISIBLE = click.Choice(["own", "partner", "nobody"])
+
+
+def agent_flags(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The flags that say who talks and how each agent is asked; `agents.agents_of` reads them.
+
+    The command has to be a `_PerAgentCommand`.
+    """
+
+    def one(name: str, flag: str, kind: click.ParamType[Any] | type, metavar: str, text: str, **how: Any) -> Any:
+        return click.option(
+            flag,
+            name,
+            cls=_PerAgentOption,
+            callback=_per_agent(kind, several=how.pop("several", False)),
+            metavar=metavar,
+            help=text,
+            **how,
+        )
+
+    for option in reversed(
+        (
+            click.option("-a", "--agent-a", metavar="MODEL", shell_complete=_complete_model, help="Model of agent a."),
+            click.option("-b", "--agent-b", metavar="MODEL", shell_complete=_complete_model, help="Model of agent b."),
+            click.option("--agent", "agents", multiple=True, metavar="ID=MODEL", help="One more agent, such as c=gpt."),
+            click.option("--meditation", is_flag=True, help="Agent a faces a partner that only ever stays silent."),
+            click.option(
+                "-w",
+                "--awareness",
+                metavar="PRESET|FILE",
+                help="none, basic, firm, research, backrooms, or a YAML file.",
+            ),
+            one("awareness_of", "--awareness-a", str, "PRESET|FILE", "The same for one agent."),
+            click.option("--temperature", type=_Number(0, 2), help="Sampling temperature of all agents, 0 to 2."),
+            one("temperature_of", "--temp-a", float, "T", "Of one agent."),
+            click.option("--top-p", type=_Number(0, 1, min_open=True), help="Nucleus sampling of all agents, to 1."),
+            one("top_p_of", "--top-p-a", _Number(0, 1, min_open=True), "P", "Of one agent."),
+            click.option("--max-tokens", type=click.IntRange(min=1), help="Upper end of one reply."),
+            one("max_tokens_of", "--max-tokens-a", click.IntRange(min=1), "N", "Of one agent's."),
+            click.option(
+                "--stop",
+                multiple=True,
+                metavar="TEXT",
+                help="The provider ends a reply before this text; may be given again.",
+            ),
+            one("stop_of", "--stop-a", str, "TEXT", "The same for one agent, instead.", several=True),
+            click.option("--think", is_flag=True, help="Ask all models to think first, and show it."),
+            click.option(
+                "--think-a",
+                "think_of",
+                cls=_PerAgentOption,
+                bare=True,
+                callback=_per_agent(str),
+                help="Ask one agent's.",
+            ),
+            click.option(
+                "--think-budget", type=click.IntRange(min=1), help="Thinking tokens at most; implies --think."
+            ),
+            one("think_budget_of", "--think-budget-a", click.IntRange(min=1), "N", "Of one agent."),
+            click.option(
+                "--effort", metavar="WORD", help="Reasoning effort, in the provider's words, such as low or high."
+            ),
+            one("effort_of", "--effort-a", str, "WORD", "Of one agent."),
+            click.option(
+                "--thinking-visible",
+                type=_VISIBLE,
+                default="nobody",
+                show_default=True,
+                help="Who is sent what an agent thought: itself, the others, or nobody.",
+            ),
+            one("thinking_visible_of", "--thinking-visible-a", _VISIBLE, "WHO", "The same for one agent."),
+            click.option("--stop-phrase", metavar="TEXT", help="An agent that says this ends the conversation."),
+            click.option(
+                "--set",
+                "assignments",
+                multiple=True,
+                metavar="ID.KEY=VALUE",
+                help="Anything else that a spec says of an agent, in YAML: a.seed=7, b.extra.top_k=5.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def conversation_flags(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The flags that say how a conversation runs; `chat.spec_from_flags` reads them."""
+    for option in reversed(
+        (
+            click.option(
+                "-p", "--prompt", metavar="TEXT", help="Opening, given to every agent; @FILE or - for standard input."
+            ),
+            click.option("-t", "--turns", type=click.IntRange(min=1), default=10, show_default=True, help="Rounds."),
+            click.option(
+                "--lenient",
+                is_flag=True,
+                help="Leave out, with a recorded warning, settings that a model does not take.",
+            ),
+            click.option(
+                "--cache", is_flag=True, help="Answer from the cache what this very conversation asked before."
+            ),
+            click.option("--choose-names", is_flag=True, help="Agents choose their names first."),
+            click.option(
+                "--prompt-tag", default="HUMAN", show_default=True, help='Stands before the opening; "" for nothing.'
+            ),
+            click.option(
+                "--order",
+                type=click.Choice(["alternate", "random"]),
+                default="alternate",
+                show_default=True,
+                help="Who speaks when within a turn.",
+            ),
+            click.option(
+                "--first", metavar="ID", help="Who opens: an agent's id, or random.  [default: the first agent]"
+            ),
+            click.option("--seed", type=int, help="All draws derive from it.  [default: drawn and recorded]"),
+            click.option(
+                "--context",
+                type=click.Choice(["stop", "window", "summarise"]),
+                default="stop",
+                show_default=True,
+                help="When the context window is full: end, drop the oldest turns, or summarise them.",
+            ),
+            click.option(
+                "--context-limit", type=click.IntRange(min=1), help="Tokens, instead of the models' own windows."
+            ),
+            click.option("--allow-truncation", is_flag=True, help="Short for --context window."),
+            click.option(
+                "--timeout-connect", type=_Number(0), metavar="S", help="Seconds; 0: no limit.  [default: 15]"
+            ),
+            click.option("--timeout-first-token", type=_Number(0), metavar="S", help="Seconds.  [default: 300]"),
+            click.option("--timeout-gap", type=_Number(0), metavar="S", help="Between two pieces.  [default: 120]"),
+            click.option("--timeout-total", type=_Number(0), metavar="S", help="Whole reply.  [default: no limit]"),
+            click.option(
+                "--retries", type=click.IntRange(0), help="Times a failed request is tried again.  [default: 5]"
+            ),
+            click.option(
+                "--durability",
+                type=click.Choice(["message", "strict", "none"]),
+                default="message",
+                show_default=True,
+                help="When the record is on the disk: within 0.2 s, before the next request, or when the system likes.",
+            ),
+        )
     ):
         command = option(command)
     return command
@@ -249,6 +403,12 @@ def _refuse_contradictions(options: dict[str, Any]) -> None:
         raise click.UsageError("--tail means --display tail; leave one of them out.")
     if options["tail"] and options["as_json"]:
         raise click.UsageError("--json and --tail are two ways to show the same; leave one of them out.")
+    if options["as_json"] or (options["display"] == "quiet" and not options["tail"]):
+        silent = "--json" if options["as_json"] else "--display quiet"
+        for name, what in (("show_thinking", "every thought"), ("show_system_prompts", "every system prompt")):
+            if options[name]:
+                why = f"prints {what} anyway" if options["as_json"] else "shows nothing"
+                raise click.UsageError(f"{silent} {why}; leave --{name.replace('_', '-')} out.")
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -263,78 +423,10 @@ def cli() -> None:
 
 
 @cli.command(cls=_PerAgentCommand)
-@click.option("-a", "--agent-a", metavar="MODEL", shell_complete=_complete_model, help="Model of agent a.")
-@click.option("-b", "--agent-b", metavar="MODEL", shell_complete=_complete_model, help="Model of agent b.")
-@click.option("--agent", "agents", multiple=True, metavar="ID=MODEL", help="One more agent, such as c=gpt.")
-@click.option("-p", "--prompt", metavar="TEXT", help="Opening, given to every agent; @FILE or - for standard input.")
-@click.option("-t", "--turns", type=click.IntRange(min=1), default=10, show_default=True, help="Rounds.")
+@agent_flags
+@conversation_flags
 @click.option("-n", "--name", help="Name of the record.")
 @_output
-@click.option(
-    "-w", "--awareness", metavar="PRESET|FILE", help="none, basic, firm, research, backrooms, or a YAML file."
-)
-@click.option(
-    "--awareness-a",
-    "awareness_of",
-    cls=_PerAgentOption,
-    callback=_per_agent,
-    metavar="PRESET|FILE",
-    help="The same for one agent.",
-)
-@click.option("--temperature", type=_Number(0, 2), help="Sampling temperature of all agents, 0 to 2.")
-@click.option(
-    "--temp-a", "temperature_of", cls=_PerAgentOption, callback=_per_agent_number, metavar="T", help="Of one agent."
-)
-@click.option("--max-tokens", type=click.IntRange(min=1), help="Upper end of one reply.")
-@click.option("--think", is_flag=True, help="Ask all models to think first, and show it.")
-@click.option("--think-a", "think_of", cls=_PerAgentOption, bare=True, callback=_per_agent, help="Ask one agent's.")
-@click.option("--think-budget", type=click.IntRange(min=1), help="Thinking tokens at most; implies --think.")
-@click.option("--effort", metavar="WORD", help="Reasoning effort, in the provider's words, such as low or high.")
-@click.option(
-    "--thinking-visible",
-    type=click.Choice(["own", "partner", "nobody"]),
-    default="nobody",
-    show_default=True,
-    help="Who is sent what an agent thought: itself, the others, or nobody.",
-)
-@click.option(
-    "--lenient", is_flag=True, help="Leave out, with a recorded warning, settings that a model does not take."
-)
-@click.option("--cache", is_flag=True, help="Answer from the cache what this very conversation asked before.")
-@click.option("--choose-names", is_flag=True, help="Agents choose their names first.")
-@click.option("--prompt-tag", default="HUMAN", show_default=True, help='Stands before the opening; "" for nothing.')
-@click.option(
-    "--order",
-    type=click.Choice(["alternate", "random"]),
-    default="alternate",
-    show_default=True,
-    help="Who speaks when within a turn.",
-)
-@click.option("--first", metavar="ID", help="Who opens: an agent's id, or random.  [default: the first agent]")
-@click.option("--stop-phrase", metavar="TEXT", help="An agent that says this ends the conversation.")
-@click.option("--seed", type=int, help="All draws derive from it.  [default: drawn and recorded]")
-@click.option(
-    "--context",
-    type=click.Choice(["stop", "window", "summarise"]),
-    default="stop",
-    show_default=True,
-    help="When the context window is full: end, drop the oldest turns, or summarise them.",
-)
-@click.option("--context-limit", type=click.IntRange(min=1), help="Tokens, instead of the models' own windows.")
-@click.option("--allow-truncation", is_flag=True, help="Short for --context window.")
-@click.option("--meditation", is_flag=True, help="Agent a faces a partner that only ever stays silent.")
-@click.option("--timeout-connect", type=_Number(0), metavar="S", help="Seconds; 0: no limit.  [default: 15]")
-@click.option("--timeout-first-token", type=_Number(0), metavar="S", help="Seconds.  [default: 300]")
-@click.option("--timeout-gap", type=_Number(0), metavar="S", help="Between two pieces.  [default: 120]")
-@click.option("--timeout-total", type=_Number(0), metavar="S", help="Whole reply.  [default: no limit]")
-@click.option("--retries", type=click.IntRange(0), help="Times a failed request is tried again.  [default: 5]")
-@click.option(
-    "--durability",
-    type=click.Choice(["message", "strict", "none"]),
-    default="message",
-    show_default=True,
-    help="When the record is on the disk: within 0.2 s, before the next request, or when the system likes.",
-)
 @click.option("-y", "--yes", is_flag=True, help="Download a missing Ollama model without asking.")
 @_display
 def chat(**options: Any) -> int:
@@ -355,24 +447,202 @@ def chat(**options: Any) -> int:
     return hold(options)
 
 
+def run_flags(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The flags that say how an experiment is run, not what it is."""
+    for option in reversed(
+        (
+            click.option("--max-parallel", metavar="N|auto", callback=_parallel, help="Conversations at a time."),
+            click.option("--budget", type=_Number(0, min_open=True), metavar="USD", help="Spend at most so much."),
+            click.option(
+                "--budget-tokens", type=click.IntRange(min=1), metavar="N", help="Use at most so many tokens."
+            ),
+            click.option("--budget-time", metavar="TIME", help="Run at most so long: seconds, or 90m, 2h, 1d."),
+            click.option("--notify", is_flag=True, help="Say so on the desktop when it is over."),
+            click.option("-d", "--detach", is_flag=True, help="Run in a process of its own and return at once."),
+            click.option("-q", "--quiet", is_flag=True, help="The same, and print only where the record is."),
+            click.option("-y", "--yes", is_flag=True, help="Download a missing Ollama model without asking."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def _parallel(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int | str | None:
+    if value is None or value == "auto":
+        return value
+    if not value.isdecimal() or int(value) < 1:
+        raise click.BadParameter(f"{value!r} is neither a number from 1 on nor auto.")
+    return int(value)
+
+
+def _choice_flags(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(
+        (
+            click.option(
+                "--filter",
+                multiple=True,
+                metavar="KEY=VALUE",
+                help="Only such arms, as in a.temperature=0.2, seating=…, repetition=1; given again: and.",
+            ),
+            click.option("--limit", type=click.IntRange(min=1), help="Only the first so many of the order."),
+            click.option("--shuffle-seed", type=int, help="Another order, as balanced as the first."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+_RUN_DISPLAY = click.Choice(["progress", "tail", "quiet"])
+
+
+@cli.command("run", cls=_PerAgentCommand)
+@click.argument("spec", required=False, type=click.Path(path_type=Path, dir_okay=False))
+@click.option("-n", "--name", help="Name of the experiment; with it the same command goes on with it later.")
+@click.option("-r", "--repetitions", type=click.IntRange(min=1), help="Conversations per arm.")
+@run_flags
+@_choice_flags
+@click.option("--dry-run", is_flag=True, help="Show the plan, the number of calls and what it may cost.")
+@click.option("--retry-failed", is_flag=True, help="Go on with conversations that failed, too.")
+@_output
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest at the end, or with --dry-run the plan.")
+@click.option("--tail", is_flag=True, help="Short for --display tail.")
+@click.option(
+    "--display",
+    type=_RUN_DISPLAY,
+    default="progress",
+    show_default=True,
+    help="progress: bars; tail: one line per event; quiet: where the record is, nothing else.",
+)
+@agent_flags
+@conversation_flags
+def run_(spec: Path | None, **options: Any) -> int:
+    """Run an experiment: from a file, or from the flags of `pidgin chat`.
+
+    With a name that exists and the same spec, what is missing is run and nothing else; more repetitions extend it.
+
+    \b
+    Example:
+      pidgin run study.yaml --dry-run
+      pidgin run study.yaml --max-parallel 8 --budget 5 -d
+      pidgin run -a claude -b gpt -t 30 -r 20 -n first
+    """
+    from .run import run as run_experiment
+
+    _refuse_two_sources(spec)
+    _prepare_run(options)
+    return run_experiment(spec, options)
+
+
+_BESIDE_A_SPEC = {
+    "spec", "name", "repetitions", "max_parallel", "budget", "budget_tokens", "budget_time", "notify", "detach",
+    "quiet", "yes", "filter", "limit", "shuffle_seed", "dry_run", "retry_failed", "output", "as_json", "tail",
+    "display", "seed", "cache",
+}  # fmt: skip
+
+
+def _refuse_two_sources(spec: Path | None) -> None:
+    """A file says it all: what else is given beside it would have to contradict it."""
+    ctx = click.get_current_context()
+    given = [
+        param
+        for param in ctx.command.params
+        if ctx.get_parameter_source(param.name or "") is click.core.ParameterSource.COMMANDLINE
+        and param.name not in _BESIDE_A_SPEC
+    ]
+    if spec is not None and given:
+        raise click.UsageError(f"{given[0].opts[-1]} belongs into {spec}: a spec file says everything about the talks.")
+
+
+def _prepare_run(options: dict[str, Any]) -> None:
+    options["quiet"] = options.get("quiet", False)
+    if options["quiet"]:
+        options["detach"], options["display"] = True, "quiet"
+    if options["tail"] and options["display"] == "quiet":
+        raise click.UsageError("--tail and quiet are two ways to show the same; leave one of them out.")
+    if options["tail"] and options["as_json"]:
+        raise click.UsageError("--json and --tail are two ways to show the same; leave one of them out.")
+    if options["detach"] and options["tail"]:
+        raise click.UsageError("--tail shows a run in the foreground; with -d use pidgin attach.")
+
+
+@cli.command("_runner", hidden=True)
+@click.argument("experiment_id")
+@_choice_flags
+@click.option("--retry-failed", is_flag=True)
+@_output
+def runner(experiment_id: str, **options: Any) -> int:
+    """Run an experiment without a terminal; `pidgin run -d` starts this.
+
+    \b
+    Example:
+      pidgin _runner k3v9x2ab
+    """
+    from .run import runner_process
+
+    return runner_process(experiment_id, options)
+
+
+@cli.command()
+@click.argument("target", required=False, shell_complete=_complete_experiment)
+@click.option("--all", "everything", is_flag=True, help="Everything that runs.")
+@click.option("--now", is_flag=True, help="Drop the messages under way; their text so far is recorded as abandoned.")
+@_output
+def stop(target: str | None, now: bool, **options: Any) -> int:
+    """Stop a running experiment once the messages under way are finished.
+
+    \b
+    Example:
+      pidgin stop k3v9x2ab
+      pidgin stop --all --now
+    """
+    from pidgin_cli.experiments.registry import Wish
+
+    from .run import control
+
+    return control(target, options, Wish.STOP_NOW if now else Wish.STOP)
+
+
+@cli.command()
+@click.argument("target", required=False, shell_complete=_complete_experiment)
+@click.option("--all", "everything", is_flag=True, help="Everything that runs.")
+@_output
+def pause(target: str | None, **options: Any) -> int:
+    """Pause a running experiment once the messages under way are finished; `pidgin resume` goes on.
+
+    \b
+    Example:
+      pidgin pause k3v9x2ab
+    """
+    from pidgin_cli.experiments.registry import Wish
+
+    from .run import control
+
+    return control(target, options, Wish.PAUSE)
+
+
 @cli.command()
 @click.argument("target", required=False, shell_complete=_complete_experiment)
 @click.option("--all", "everything", is_flag=True, help="Go on with everything that can go on.")
-@click.option("-y", "--yes", is_flag=True, help="Download a missing Ollama model without asking.")
+@click.option("--retry-failed", is_flag=True, default=None, help="Failed conversations, too, where others are left.")
+@run_flags
+@_choice_flags
 @_output
 @_display
 def resume(target: str | None, **options: Any) -> int:
-    """Go on with a conversation that was stopped, failed, or whose process died.
+    """Go on with what was stopped or paused, failed, or whose process died.
 
-    TARGET is an id, the beginning of one, or a name. Nothing that is recorded is asked again.
+    TARGET is an id, the beginning of one, or a name. Nothing that is recorded is asked again. A budget that is given
+    takes the place of the one before.
 
     \b
     Example:
       pidgin resume k3v9x2ab
+      pidgin resume study --budget 20 -d
     """
     from .chat import resume as go_on
 
     _refuse_contradictions(options)
+    _prepare_run(options)
     return go_on(target, options)
 
 
@@ -398,7 +668,8 @@ def list_(output: Path | None, as_json: bool) -> None:
 @_as_json
 @click.option("--show-thinking", is_flag=True, help="Show what models thought, dimmed.")
 @click.option("--show-system-prompts", is_flag=True, help="Show the system prompts first (chat display).")
-def show(target: str, output: Path | None, as_json: bool, **options: bool) -> None:
+@click.option("--tree", is_flag=True, help="Show what branches off it, and what it branches off.")
+def show(target: str, output: Path | None, as_json: bool, tree: bool, **options: bool) -> None:
     """Show an experiment, or read a conversation.
 
     TARGET is an id, the beginning of one, a name, or the id of a conversation. --json gives the manifest, or the
@@ -408,10 +679,199 @@ def show(target: str, output: Path | None, as_json: bool, **options: bool) -> No
     Example:
       pidgin show k3v9x2ab
       pidgin show k3v9x2ab-1 --show-system-prompts
+      pidgin show k3v9x2ab-1 --tree
     """
+    if tree:
+        if any(options.values()):
+            raise click.UsageError("--tree shows no messages; leave the other --show flags out.")
+        from .branch import show_tree
+
+        show_tree(target, output, as_json=as_json)
+        return
     from .records import show_record
 
     show_record(target, output, as_json=as_json, **options)
+
+
+@cli.command(cls=_PerAgentCommand)
+@click.argument("target", shell_complete=_complete_experiment)
+@click.option("--turn", type=click.IntRange(min=0), required=True, help="Last turn that is shared; 0: the opening.")
+@click.option("-a", "--agent-a", metavar="MODEL", shell_complete=_complete_model, help="Another model of agent a.")
+@click.option("-b", "--agent-b", metavar="MODEL", shell_complete=_complete_model, help="Another model of agent b.")
+@click.option("--agent", "agents", multiple=True, metavar="ID=MODEL", help="Another model of any agent.")
+@click.option("-w", "--awareness", metavar="PRESET|FILE", help="Other awareness of all agents.")
+@click.option(
+    "--awareness-a",
+    "awareness_of",
+    cls=_PerAgentOption,
+    callback=_per_agent(str),
+    metavar="PRESET|FILE",
+    help="The same for one agent.",
+)
+@click.option("--temperature", type=_Number(0, 2), help="Sampling temperature of all agents, 0 to 2.")
+@click.option(
+    "--temp-a",
+    "temperature_of",
+    cls=_PerAgentOption,
+    callback=_per_agent(float),
+    metavar="T",
+    help="Of one agent.",
+)
+@click.option("--system-prompt", metavar="TEXT", help='Of all agents; @FILE reads a file, "" takes it away.')
+@click.option(
+    "--system-prompt-a",
+    "system_prompt_of",
+    cls=_PerAgentOption,
+    callback=_per_agent(str),
+    metavar="TEXT",
+    help="Of one agent.",
+)
+@click.option("--inject", multiple=True, metavar="TEXT", help="Text that all agents are given at the fork.")
+@click.option(
+    "--inject-a",
+    "inject_of",
+    cls=_PerAgentOption,
+    callback=_per_agent(str, several=True),
+    metavar="TEXT",
+    help="Text for one agent.",
+)
+@click.option(
+    "--edit", multiple=True, metavar="[ID=]TEXT", help="How the last message, or an agent's last, reads from there on."
+)
+@click.option("-t", "--turns", type=click.IntRange(min=1), help="Rounds in all.  [default: as recorded]")
+@click.option("--seed", type=int, help="All draws derive from it.  [default: drawn and recorded]")
+@click.option("-r", "--repetitions", type=click.IntRange(min=1), default=1, show_default=True, help="Branches.")
+@click.option("-n", "--name", help="Name of the record.")
+@click.option("--lenient", is_flag=True, help="Leave out settings that a model does not take.")
+@click.option("--save-spec", type=click.Path(path_type=Path), metavar="FILE", help="Write the spec, run nothing.")
+@_output
+@click.option("-y", "--yes", is_flag=True, help="Download a missing Ollama model without asking.")
+@_display
+def branch(target: str, **options: Any) -> int:
+    """Go on from a turn of a recorded conversation, with whatever is to be different.
+
+    The branch shares what was said up to the end of that turn and stores only what is new. Whatever no flag changes is
+    as it was recorded.
+
+    \b
+    Example:
+      pidgin branch k3v9x2ab-1 --turn 10 -b gpt
+      pidgin branch k3v9x2ab-1 --turn 10 --edit "I have changed my mind." -r 20
+      pidgin branch k3v9x2ab-1 --turn 10 --inject "Speak of rivers." --save-spec rivers.yaml
+    """
+    from .branch import branch as fork
+
+    _refuse_contradictions(options)
+    return fork(target, options)
+
+
+@cli.command()
+@click.argument("target", shell_complete=_complete_experiment)
+@_output
+@_as_json
+def replay(target: str, output: Path | None, as_json: bool) -> int:
+    """Rebuild every recorded request of a conversation, offline, and say what would be sent otherwise today.
+
+    Exit status 0: all as recorded; 1: something differs, or could not be rebuilt.
+
+    \b
+    Example:
+      pidgin replay k3v9x2ab-1
+    """
+    from .branch import replay as rebuild_requests
+
+    return rebuild_requests(target, output, as_json=as_json)
+
+
+@cli.command()
+@click.argument("one", metavar="A", shell_complete=_complete_experiment)
+@click.argument("other", metavar="B", shell_complete=_complete_experiment)
+@_output
+@_as_json
+@click.option("--all", "everything", is_flag=True, help="From the beginning, not from where they part.")
+@click.option("--html", is_flag=True, help="As one HTML page that needs nothing else.")
+@click.option("--to", type=click.Path(path_type=Path), metavar="FILE", help="Write the page there.")
+def diff(one: str, other: str, output: Path | None, **options: Any) -> int:
+    """Compare two conversations: their settings, and what they say from where they part.
+
+    \b
+    Example:
+      pidgin diff k3v9x2ab-1 p0q8r7st-1
+      pidgin diff k3v9x2ab-1 p0q8r7st-1 --html --to diff.html
+    """
+    from .branch import diff as compare
+
+    if options["html"] and options["as_json"]:
+        raise click.UsageError("--html and --json are two ways to show the same; leave one of them out.")
+    return compare((one, other), output, options)
+
+
+@cli.command()
+@click.argument("target", required=False, shell_complete=_complete_experiment)
+@click.option("--once", is_flag=True, help="Print it once and return.")
+@_output
+@_as_json
+def monitor(target: str | None, output: Path | None, once: bool, as_json: bool) -> int:
+    """Watch what runs and what ran lately; with TARGET, the conversations of that experiment.
+
+    Keys: arrows or j k choose, Enter opens (an experiment, then a conversation), p pauses or goes on, s stops,
+    f filters, o sorts, ? lists all keys, q quits. Leaving it leaves what runs alone.
+
+    \b
+    Example:
+      pidgin monitor
+      pidgin monitor --json | jq '.[] | select(.status == "running") | .messages_per_minute'
+    """
+    from .watch import monitor as watch
+
+    return watch(target, output, once=once, as_json=as_json)
+
+
+@cli.command()
+@click.argument("target", shell_complete=_complete_experiment)
+@click.option(
+    "--display",
+    type=click.Choice(["chat", "tail", "json"]),
+    help="chat: the talk of one conversation; tail: one line per event; json: every event from the first on as a line "
+    "of JSON.  [default: chat, without a terminal or for several conversations tail]",
+)
+@click.option("--show-thinking", is_flag=True, help="Show what models think, dimmed; in tail, all of it.")
+@click.option("--show-system-prompts", is_flag=True, help="Show the system prompts first; in tail, all of them.")
+@_output
+def attach(target: str, output: Path | None, **options: Any) -> int:
+    """Look at a run that goes on elsewhere: its last turns, then what comes. q or Ctrl-C leaves, and leaves it alone.
+
+    TARGET is an experiment or a conversation. Of an experiment with several conversations all are shown, a line for
+    every event.
+
+    \b
+    Example:
+      pidgin attach k3v9x2ab
+      pidgin attach k3v9x2ab-17
+    """
+    from .watch import attach as look
+
+    return look(target, output, **options)
+
+
+@cli.command()
+@click.argument("target", shell_complete=_complete_experiment)
+@click.option("-f", "--follow", is_flag=True, help="Print what is added, until the runner has ended.")
+@click.option("-n", "--lines", type=click.IntRange(min=0), default=50, show_default=True, help="Last entries shown.")
+@click.option("--events", is_flag=True, help="Instead, what the records of the conversations say went wrong.")
+@_output
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON array; with -f, an object a line.")
+def logs(target: str, output: Path | None, **options: Any) -> int:
+    """Print the log of an experiment's runner; where there is none, the errors and warnings in its records.
+
+    \b
+    Example:
+      pidgin logs k3v9x2ab -f
+      pidgin logs k3v9x2ab --events -n 5
+    """
+    from .watch import show_logs
+
+    return show_logs(target, output, **options)
 
 
 @cli.command()
@@ -577,6 +1037,7 @@ def cache_prune(max_mb: float | None, older_than_days: float | None) -> None:
 @click.option("--temperature", type=_Number(0, 2), help="Sampling temperature, 0 to 2.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Upper end of the reply.")
 @click.option("--think", is_flag=True, help="Ask the model to think first; --json shows what it thought.")
+@click.option("--show-thinking", is_flag=True, help="Show what it thinks before the answer, dimmed; piped, on stderr.")
 @click.option("--cache/--no-cache", default=False, help="Answer from the cache what was asked before.")
 @click.option("-y", "--yes", is_flag=True, help="Start Ollama and download a missing model without asking.")
 @click.option("--json", "as_json", is_flag=True, help="Print every event as a line of JSON.")
@@ -609,6 +1070,67 @@ def doctor(output: Path | None, as_json: bool, install_ollama: bool) -> int:
     if install_ollama:
         return offer_ollama()
     return examine(output, as_json=as_json)
+
+
+def _complete_template(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    from .specs import template_names
+
+    return [name for name in template_names() if name.startswith(incomplete)]
+
+
+@cli.group()
+def spec() -> None:
+    """Look at specs before they run.
+
+    \b
+    Example:
+      pidgin spec check study.yaml
+    """
+
+
+@spec.command("check")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+def spec_check(files: tuple[Path, ...]) -> int:
+    """Say how many arms, conversations and calls a spec makes, or everything that is wrong with it.
+
+    \b
+    Example:
+      pidgin spec check study.yaml
+    """
+    from .specs import check_specs
+
+    return check_specs(files)
+
+
+@spec.command("schema")
+def spec_schema() -> None:
+    """Print the JSON Schema of a spec, from which editors complete its keys.
+
+    \b
+    Example:
+      pidgin spec schema > pidgin.schema.json
+    """
+    from .specs import print_schema
+
+    print_schema()
+
+
+@cli.command()
+@click.argument("template", required=False, shell_complete=_complete_template)
+@click.option("--to", type=click.Path(path_type=Path), metavar="FILE", help="Where it goes.  [default: TEMPLATE.yaml]")
+@click.option("--list", "listing", is_flag=True, help="List the templates.")
+@click.option("--force", is_flag=True, help="Write over a file that is there.")
+def init(template: str | None, to: Path | None, listing: bool, force: bool) -> None:
+    """Write a spec to start from: a first experiment, or another template.
+
+    \b
+    Example:
+      pidgin init --list
+      pidgin init temperature-study --to study.yaml
+    """
+    from .specs import write_template
+
+    write_template(template, to, listing=listing, force=force)
 
 
 @cli.command()

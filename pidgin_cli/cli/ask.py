@@ -14,9 +14,11 @@ from pidgin_cli.conversation.dialogue import (
     Dialogue,
     ErrorEvent,
     RestartEvent,
+    ThinkingEvent,
     TokenEvent,
     check_settings,
 )
+from pidgin_cli.conversation.setup import use_person_settings
 from pidgin_cli.core.errors import SpecError
 from pidgin_cli.core.events import APIErrorEvent, Event, RateLimitEvent
 from pidgin_cli.core.types import AgentSettings, Timeouts
@@ -25,24 +27,24 @@ from pidgin_cli.monitor.chat import cost_text
 from pidgin_cli.monitor.console import make_console
 from pidgin_cli.monitor.text import Wrapper, visible
 from pidgin_cli.providers.cache import ResponseCache
-from pidgin_cli.providers.keys import fetch_key
-from pidgin_cli.providers.registry import PROVIDERS, ProviderPool, missing_key, split_model
+from pidgin_cli.providers.keys import key_fault
+from pidgin_cli.providers.registry import PROVIDERS, ProviderPool, split_model
 from pidgin_cli.spec.catalogue import resolve_model
 
 from .chat import prepare_ollama, read_prompt
-from .setup import use_person_settings
 
 __all__ = ["ask", "clear_cache", "prune_cache", "show_cache"]
 
 
 def ask(prompt: str, options: dict[str, Any]) -> int:
     """Ask one model one question and print the answer as it comes. Gives the exit status."""
+    if options["show_thinking"] and options["as_json"]:
+        raise click.UsageError("--json prints every thought anyway; leave --show-thinking out.")
     use_person_settings()
     model_id = resolve_model(options["model"], PROVIDERS)
     info, name = split_model(model_id)
-    fetch_key(info)
-    if (variable := missing_key(info)) is not None:
-        raise SpecError(f"{model_id} needs a key: export {variable}=…")
+    if (fault := key_fault(info)) is not None:
+        raise SpecError(f"{model_id} {fault}")
     if info.name == "local":
         from pidgin_cli.providers.local import check_model
 
@@ -57,20 +59,37 @@ def ask(prompt: str, options: dict[str, Any]) -> int:
 async def _ask(prompt: str, model_id: str, settings: AgentSettings, options: dict[str, Any]) -> int:
     console = make_console()
     bare = options["as_json"] or not console.is_terminal
-    wrapper = Wrapper(lambda piece: console.print(Text(piece), end="", soft_wrap=True), min(console.width, 100))
+    aside = make_console(stderr=True)
     pool = ProviderPool()
-    begun = False
-    """Something of the answer stands on the terminal's last line."""
+    begun: Wrapper | None = None
+    """What stands on the terminal's last line is its."""
+
+    def wrapper(style: str) -> Wrapper:
+        def write(piece: str) -> None:
+            console.print(Text(piece, style), end="", soft_wrap=True)
+
+        return Wrapper(write, min(console.width, 100))
+
+    answer, thinking = wrapper(""), wrapper("dim")
+
+    def show(text: str, on: Wrapper) -> None:
+        nonlocal begun
+        if begun is not on:
+            end_line()
+        on.feed(visible(text))
+        begun = on
 
     def end_line() -> None:
         nonlocal begun
-        if begun:
-            wrapper.close()
+        if begun is not None:
+            begun.close()
             console.print()
-        begun = False
+        begun = None
 
     def report(event: Event) -> None:
-        if isinstance(event, RateLimitEvent | APIErrorEvent) and event.wait_s is not None:
+        if isinstance(event, RateLimitEvent) and event.reason == "limit":
+            click.echo(f"waiting for {event.provider}: {visible(event.message)}", err=True)
+        elif isinstance(event, RateLimitEvent | APIErrorEvent) and event.wait_s is not None:
             end_line()
             click.echo(f"{visible(event.message)}; trying again in {event.wait_s:.1f} s", err=True)
 
@@ -84,18 +103,22 @@ async def _ask(prompt: str, model_id: str, settings: AgentSettings, options: dic
                 click.echo(msgspec.json.encode(asdict(event)))
             elif isinstance(event, TokenEvent):
                 if not bare:  # in a pipe nothing could be taken back
-                    wrapper.feed(visible(event.text))
-                    begun = True
+                    show(event.text, answer)
+            elif isinstance(event, ThinkingEvent):
+                if options["show_thinking"] and not bare:
+                    show(event.text, thinking)
             elif isinstance(event, RestartEvent):
                 if not bare:
                     end_line()
                     console.print("the answer broke off and begins again:", style="dim")
             elif isinstance(event, CompleteEvent):
                 if bare:
+                    if options["show_thinking"] and event.thinking:
+                        aside.print(Text(visible(event.thinking), "dim"), soft_wrap=True)
                     sys.stdout.write(event.response if event.response.endswith("\n") else f"{event.response}\n")
                 else:
-                    wrapper.close()
-                    console.print()
+                    show("", answer)  # an empty answer is a line too
+                    end_line()
                     console.print(_facts(event), style="dim")
             if isinstance(event, ErrorEvent):
                 if not options["as_json"]:

@@ -9,7 +9,7 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +17,40 @@ import click
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
 from pidgin_cli.conversation.conductor import Conductor, Outcome
+from pidgin_cli.conversation.setup import use_person_settings
 from pidgin_cli.core.errors import LogError, NotFound, PidginError, ProviderError, SpecError
 from pidgin_cli.core.events import ConversationEndEvent, ConversationPausedEvent, Event, MessageCompleteEvent
 from pidgin_cli.core.types import EndReason, Status, Timeouts, clean_text
 from pidgin_cli.eventlog.codec import encode
 from pidgin_cli.eventlog.folder import ExperimentFolder, OutputRoot
-from pidgin_cli.experiments.registry import current_manifest, living_runner
-from pidgin_cli.experiments.runner import Runner, create_experiment, find_log
+from pidgin_cli.experiments.preflight import check_models, recording
+from pidgin_cli.experiments.registry import Wish, ask_runner, current_manifest, living_runner
+from pidgin_cli.experiments.runner import Runner, create_experiment
 from pidgin_cli.monitor.chat import ChatDisplay, TailDisplay
 from pidgin_cli.monitor.console import make_console
 from pidgin_cli.monitor.text import one_line, visible
-from pidgin_cli.providers.keys import fetch_key
-from pidgin_cli.providers.registry import PROVIDERS, ProviderPool, missing_key, split_model, unsupported
-from pidgin_cli.spec.catalogue import thinks
+from pidgin_cli.providers.registry import PROVIDERS, ProviderPool, split_model
 from pidgin_cli.spec.experiment import ExperimentSpec, check, expand, load, resolve
 
+from .agents import agents_of, checked_text
 from .records import existing_root
-from .setup import use_person_settings
 
-__all__ = ["chat", "prepare_ollama", "read_prompt", "resume"]
+__all__ = [
+    "chat",
+    "command_line",
+    "logged",
+    "note",
+    "prepare_ollama",
+    "read_line",
+    "read_prompt",
+    "resume",
+    "spec_from_flags",
+]
 
 FINISHED = (Status.COMPLETED,)
 EXIT_INTERRUPTED = 130
+RUNS_LIKE_MANY = ("max_parallel", "budget", "budget_tokens", "budget_time", "notify", "detach")
+"""Flags of `resume` that are about running an experiment, even one of a single conversation."""
 RECALLED_TURNS = 2
 """Turns that `resume` shows again before it goes on."""
 MIN_KEY_LENGTH = 8
@@ -52,13 +64,15 @@ def chat(options: dict[str, Any]) -> int:
     """Hold the conversation that the flags describe. Gives the exit status."""
     use_person_settings()
     root = OutputRoot(options["output"])
-    spec = _spec(options)
+    spec = spec_from_flags(options)
     resolved, notices = resolve(spec, PROVIDERS)
     for notice in notices:
-        _note(notice)
-    _check_models(resolved, root)
+        note(notice)
+    check_models(expand(resolved).values(), root)
     root.prepare()
-    return asyncio.run(_converse(root, resolved, None, options))
+    if options["cache"] and options["seed"] is None:
+        note(f"the cache finds these replies again with --seed {resolved.seed} only")
+    return asyncio.run(converse(root, resolved, None, options))
 
 
 def resume(target: str | None, options: dict[str, Any]) -> int:
@@ -87,44 +101,59 @@ def resume(target: str | None, options: dict[str, Any]) -> int:
 
 def _can_go_on(root: OutputRoot, folder: ExperimentFolder) -> bool:
     try:
+        status = current_manifest(root, folder).status
         running = living_runner(root, folder.experiment_id) is not None
-        return not running and current_manifest(root, folder).status not in FINISHED
+        return status is Status.PAUSED if running else status not in FINISHED
     except PidginError:
         return True  # going on says what is wrong
 
 
 def _resume(root: OutputRoot, folder: ExperimentFolder, options: dict[str, Any]) -> int:
     name = folder.experiment_id
+    manifest = current_manifest(root, folder)
     if (runner := living_runner(root, name)) is not None:
-        raise LogError(f"{name} is being run by process {runner.pid}; wait for it, or end it with: kill {runner.pid}")
-    if current_manifest(root, folder).status in FINISHED:
+        if manifest.status is Status.PAUSED:
+            ask_runner(root, name, Wish.RESUME)
+            click.echo(
+                f"{name} goes on in process {runner.pid}; watch it with: {command_line('attach', name, options)}"
+            )
+            return 0
+        raise LogError(
+            f"{name} is being run by process {runner.pid}; end it with: {command_line('stop', name, options)}"
+        )
+    if manifest.status in FINISHED:
         if not options["as_json"]:
-            click.echo(f"{name} is complete; read it with: {_command('show', name, options)}")
+            click.echo(f"{name} is complete; read it with: {command_line('show', name, options)}")
         return 0
+    if len(manifest.conversations) > 1 or any(options[flag] for flag in RUNS_LIKE_MANY):
+        from .run import run_again
+
+        return run_again(root, folder, options)
     spec = load(folder.spec)
-    _check_models(spec, root)
-    return asyncio.run(_converse(root, spec, folder, options))
+    check_models(expand(spec).values(), root)
+    return asyncio.run(converse(root, spec, folder, options))
 
 
-def _note(text: str) -> None:
+def note(text: str) -> None:
     click.echo(f"Note: {visible(text)}", err=True)
 
 
-def _command(verb: str, name: str, options: dict[str, Any]) -> str:
+def command_line(verb: str, name: str | None, options: dict[str, Any]) -> str:
     """What to type next."""
     where = [] if options["output"] is None else ["-o", visible(str(options["output"]))]
-    return shlex.join(["pidgin", verb, name, *where])
+    return shlex.join(["pidgin", verb, *([] if name is None else [name]), *where])
 
 
 # What the flags mean
 
 
-def _spec(options: dict[str, Any]) -> ExperimentSpec:
-    agents = _agents(options)
+def spec_from_flags(options: dict[str, Any], more: Mapping[str, Any] | None = None) -> ExperimentSpec:
+    """The spec that the flags of `chat` and `run` describe, with the keys of `more` beside them."""
+    agents = agents_of(options)
     policy = "window" if options["allow_truncation"] else options["context"]
     data: dict[str, Any] = {
         "agents": agents,
-        "prompt_tag": _text("--prompt-tag", options["prompt_tag"], most=60),
+        "prompt_tag": checked_text("--prompt-tag", options["prompt_tag"], most=60),
         "max_turns": options["turns"],
         "order": options["order"],
         "first": options["first"],
@@ -141,7 +170,7 @@ def _spec(options: dict[str, Any]) -> ExperimentSpec:
             f"there is no agent {options['first']!r}, only {', '.join(ids)}; or random.", param_hint="--first"
         )
     if options["name"] is not None:
-        data["name"] = _text("-n", options["name"], least=1, most=300)
+        data["name"] = checked_text("-n", options["name"], least=1, most=300)
     if options["prompt"] is not None:
         data["prompt"] = read_prompt(options["prompt"], "-p")
     timeouts = {
@@ -153,82 +182,7 @@ def _spec(options: dict[str, Any]) -> ExperimentSpec:
         data["timeouts"] = timeouts
     if options["retries"] is not None:
         data["retries"] = {"attempts": options["retries"] + 1}
-    return check(data, "chat")
-
-
-def _agents(options: dict[str, Any]) -> list[dict[str, Any]]:
-    models = {"a": options["agent_a"], "b": options["agent_b"]}
-    if options["meditation"]:
-        if models["b"] is not None:
-            raise click.UsageError("--meditation faces agent a with silence; leave -b out.")
-        models["b"] = "local:silent"
-    for text in options["agents"]:
-        agent_id, equals, model = text.partition("=")
-        if not equals or not model:
-            raise click.BadParameter(f"{text!r} is not ID=MODEL, such as c=gpt.", param_hint="--agent")
-        if not re.fullmatch(r"[a-z][a-z0-9]{0,15}", agent_id):
-            raise click.BadParameter(
-                f"{agent_id!r} cannot be an id: a small letter, then small letters or digits, such as c=gpt.",
-                param_hint="--agent",
-            )
-        if models.get(agent_id) is not None:
-            raise click.BadParameter(f"there is an agent {agent_id!r} already.", param_hint="--agent")
-        models[agent_id] = model
-    for agent_id, flag in (("a", "-a"), ("b", "-b")):
-        if models[agent_id] is None:
-            hint = "" if agent_id == "a" else " For self-play, name the same model twice."
-            raise click.UsageError(f"Who talks? Give {flag} MODEL, such as {flag} local:test or {flag} claude.{hint}")
-    for family, given in (
-        ("--temp-", options["temperature_of"]),
-        ("--awareness-", options["awareness_of"]),
-        ("--think-", options["think_of"]),
-    ):
-        for agent_id in given:
-            if agent_id not in models:
-                raise click.UsageError(f"{family}{agent_id}: there is no agent {agent_id!r}, only {', '.join(models)}.")
-            if agent_id == "b" and options["meditation"]:
-                raise click.UsageError(f"{family}b: with --meditation agent b is silence, which takes no settings.")
-    phrase = options["stop_phrase"]
-    if phrase is not None:
-        phrase = _text("--stop-phrase", phrase, least=1)
-    agents: list[dict[str, Any]] = []
-    for agent_id, model in models.items():
-        if agent_id == "b" and options["meditation"]:
-            agents.append({"id": agent_id, "model": model})
-            continue
-        temperature = options["temperature_of"].get(agent_id, options["temperature"])
-        if temperature is not None and not 0 <= temperature <= 2:
-            raise click.BadParameter(f"{temperature:g} is not between 0 and 2.", param_hint=f"--temp-{agent_id}")
-        think = True if options["think"] or agent_id in options["think_of"] else None
-        budget = options["think_budget"]
-        # With --think-ID given, a budget belongs to those agents only.
-        if budget is not None and options["think_of"] and not think:
-            budget = None
-        agents.append(
-            {
-                "id": agent_id,
-                "model": _text(f"the model of agent {agent_id}", model),
-                "awareness": options["awareness_of"].get(agent_id, options["awareness"]),
-                "temperature": temperature,
-                "max_tokens": options["max_tokens"],
-                "think": think,
-                "think_budget": budget,
-                "effort": options["effort"],
-                "thinking_visible": options["thinking_visible"],
-                "stop_phrase": phrase,
-            }
-        )
-    return agents
-
-
-def _text(flag: str, text: str, *, least: int = 0, most: int | None = None) -> str:
-    if clean_text(text)[1]:
-        raise SpecError(f"{flag} holds bytes that are not UTF-8; give it in UTF-8")
-    if len(text) < least:
-        raise SpecError(f"{flag} is empty; give it a text or leave it out")
-    if most is not None and len(text) > most:
-        raise SpecError(f"{flag} takes at most {most} characters, not {len(text)}; shorten it")
-    return text
+    return check(data | dict(more or {}), "flags")
 
 
 def read_prompt(text: str, flag: str = "PROMPT") -> str:
@@ -242,7 +196,7 @@ def read_prompt(text: str, flag: str = "PROMPT") -> str:
         elif text.startswith("@"):
             said = Path(text[1:]).read_bytes().decode("utf-8-sig")
         else:
-            where, said = flag, _text(flag, text)
+            where, said = flag, checked_text(flag, text)
     except OSError as error:
         raise SpecError(f"{where}: {error.strerror}; @FILE reads a file, - standard input") from None
     except UnicodeDecodeError as error:
@@ -258,52 +212,7 @@ def read_prompt(text: str, flag: str = "PROMPT") -> str:
     return said
 
 
-def _check_models(spec: ExperimentSpec, root: OutputRoot) -> None:
-    """Everything that can be known to be wrong before anything starts."""
-    faults = []
-    models = [(f"agent {agent.id}", agent.id, agent.model) for agent in spec.agents]
-    context = spec.context
-    if not isinstance(context, str) and context.model is not None:
-        models.append(("the summaries", "", context.model))
-    for who, agent_id, model_id in models:
-        info, model = split_model(model_id)
-        fetch_key(info)
-        if (variable := missing_key(info)) is not None:
-            faults.append(f"{who} ({model_id}) needs a key: export {variable}=…")
-        elif info.name == "local":
-            from pidgin_cli.providers.local import check_model
-
-            check_model(model)
-        elif info.name == "replay":
-            _check_recording(root, model, agent_id)
-    if not spec.lenient:
-        for agent in expand(spec)[0].agents:
-            reasons = unsupported(split_model(agent.model)[0], agent, thinks=thinks(agent.model))
-            faults += [f"agent {agent.id}: {reason}; leave it out, or give --lenient" for reason in reasons.values()]
-    if faults:
-        raise SpecError("; ".join(faults))
-
-
-def _check_recording(root: OutputRoot, model: str, agent_id: str) -> None:
-    source, _, wanted = model.partition("#")
-    try:
-        found = _read_recording(root, source)
-    except LogError as error:
-        raise SpecError(f"replay:{source}: {error}") from None
-    if (wanted or agent_id) not in found and agent_id:
-        raise SpecError(
-            f"replay:{source}: nothing of agent {wanted or agent_id} is recorded there, only of {', '.join(found)}; "
-            f"write replay:{source}#AGENT"
-        )
-
-
 # Running
-
-
-def _read_recording(root: OutputRoot, source: str) -> Any:
-    from pidgin_cli.conversation.recording import read_recording
-
-    return read_recording(find_log(root, source))
 
 
 class _Screen:
@@ -315,16 +224,19 @@ class _Screen:
         self.interactive = self.kind in ("chat", "tail") and sys.stdin.isatty() and sys.stdout.isatty()
         self.interrupts = 0
         self.conductor: Conductor | None = None
+        self.runner: Runner | None = None
         self.unwritable: OSError | None = None
         """Why nothing can be shown any more, unless whoever read it has left."""
         self._menu: asyncio.Task[None] | None = None
-        thinks = options.get("think") or options.get("think_of") or options.get("think_budget")
+        thinks = any(options.get(name) for name in ("think", "think_of", "think_budget", "think_budget_of"))
         self._chat = ChatDisplay(
             self.console,
             show_thinking=bool(options["show_thinking"] or thinks),
             show_system_prompts=options["show_system_prompts"],
         )
-        self._tail = TailDisplay(self.console)
+        self._tail = TailDisplay(
+            self.console, show_thinking=options["show_thinking"], show_system_prompts=options["show_system_prompts"]
+        )
 
     def live(self, agent_id: str, delta: Any) -> None:
         if self.kind == "chat":
@@ -392,7 +304,7 @@ class _Screen:
         elif self.kind == "tail":
             self._guard(self._tail.notice, text)
         else:
-            _note(text)
+            note(text)
 
     def finish(self) -> None:
         if self._menu is not None:
@@ -426,6 +338,20 @@ class _Screen:
         else:
             self._stop_softly("signal")
 
+    def stop_now(self) -> None:
+        self.interrupts += 2
+        if self.conductor is not None:
+            self.conductor.control.stop(by="signal", now=True)
+
+    def pause(self) -> None:
+        """Somebody asked for it from another process."""
+        if self.runner is not None:
+            self.runner.pause("signal")
+
+    def go_on(self) -> None:
+        if self.runner is not None:
+            self.runner.resume("signal")
+
     def _stop_softly(self, by: str) -> None:
         assert self.conductor is not None
         self.conductor.control.stop(by=by)
@@ -450,7 +376,7 @@ class _Screen:
                 for line in (choices, partners):
                     self.console.print(f"  {' · '.join(line)}", style="bold")
                 self._ask_for("  > ")
-                answer = await _read_line()
+                answer = await read_line()
                 choice = stop if answer is None else answer.strip().lower() or go
                 if choice == go:
                     self.interrupts = 0
@@ -461,7 +387,7 @@ class _Screen:
                     return
                 if choice == everyone or choice in agents:
                     self._ask_for("  say: ")
-                    text = await _read_line()
+                    text = await read_line()
                     if text and text.strip():
                         said = clean_text(text.rstrip("\r\n"))[0]
                         control.inject(said, None if choice == everyone else (choice,))
@@ -476,7 +402,7 @@ class _Screen:
         self.console.file.flush()
 
 
-async def _read_line() -> str | None:
+async def read_line() -> str | None:
     """A line from the terminal, or None at its end. Leaves no thread behind when it is cancelled."""
     loop = asyncio.get_running_loop()
     line: asyncio.Future[str | None] = loop.create_future()
@@ -496,13 +422,13 @@ async def _read_line() -> str | None:
         loop.remove_reader(sys.stdin.fileno())
 
 
-async def _converse(
+async def converse(
     root: OutputRoot, spec: ExperimentSpec, folder: ExperimentFolder | None, options: dict[str, Any]
 ) -> int:
     models = [agent.model for agent in spec.agents]
     if not isinstance(spec.context, str) and spec.context.model is not None:
         models.append(spec.context.model)
-    pool = ProviderPool(lambda source: _read_recording(root, source))
+    pool = ProviderPool(lambda source: recording(root, source))
     try:
         await pool.warm_up(models)
         timeouts = Timeouts(**spec.timeouts.model_dump())
@@ -521,6 +447,9 @@ async def _run(root: OutputRoot, folder: ExperimentFolder, pool: ProviderPool, o
     loop.add_signal_handler(signal.SIGINT, screen.interrupt)
     loop.add_signal_handler(signal.SIGTERM, screen.terminate)
     loop.add_signal_handler(signal.SIGHUP, screen.terminate)
+    loop.add_signal_handler(signal.SIGQUIT, screen.stop_now)
+    loop.add_signal_handler(signal.SIGUSR1, screen.pause)
+    loop.add_signal_handler(signal.SIGUSR2, screen.go_on)
     runner = Runner(
         root,
         folder,
@@ -529,8 +458,9 @@ async def _run(root: OutputRoot, folder: ExperimentFolder, pool: ProviderPool, o
         on_conversation=screen.listen,
         resumed_by="pidgin resume",
     )
+    screen.runner = runner
     try:
-        with _logged(root, folder, screen):
+        with logged(root, folder, screen.notice):
             outcomes = await runner.run()
     except PidginError:
         screen.finish()
@@ -538,8 +468,11 @@ async def _run(root: OutputRoot, folder: ExperimentFolder, pool: ProviderPool, o
         raise
     finally:
         screen.finish()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
             loop.remove_signal_handler(number)
+        for number in (signal.SIGUSR1, signal.SIGUSR2):
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)  # one that comes too late ends nothing
     _tell_where(screen, folder, outcomes, options)
     return _exit_status(outcomes, screen)
 
@@ -549,7 +482,7 @@ def _tell_where(
 ) -> None:
     path = _short(folder.path)
     finished = all(outcome.status in FINISHED for outcome in outcomes.values())
-    then = _command("show" if finished else "resume", folder.experiment_id, options)
+    then = command_line("show" if finished else "resume", folder.experiment_id, options)
     if screen.kind == "quiet":
         click.echo(os.fsencode(path) if not sys.stdout.isatty() else visible(path))
     elif screen.kind != "json":
@@ -582,13 +515,13 @@ def _exit_status(outcomes: dict[str, Outcome], screen: _Screen) -> int:
 
 
 @contextlib.contextmanager
-def _logged(root: OutputRoot, folder: ExperimentFolder, screen: _Screen) -> Iterator[None]:
+def logged(root: OutputRoot, folder: ExperimentFolder, notice: Callable[[str], None]) -> Iterator[None]:
     """Keep the log of a run in `logs/`; warnings reach the person as well, in a line, never as a traceback."""
     ours, everybody = logging.getLogger("pidgin_cli"), logging.getLogger()
     level = ours.level
     handlers: list[tuple[logging.Logger, logging.Handler]] = [
         (everybody, _LogFile(root.run_logs / f"experiment_{folder.experiment_id}.log")),
-        (ours, _ToPerson(screen)),
+        (ours, _ToPerson(notice)),
     ]
     for logger, handler in handlers:
         logger.addHandler(handler)
@@ -634,13 +567,13 @@ class _LogFile(logging.FileHandler):
 class _ToPerson(logging.Handler):
     """One line on the screen."""
 
-    def __init__(self, screen: _Screen) -> None:
+    def __init__(self, notice: Callable[[str], None]) -> None:
         super().__init__(logging.WARNING)
-        self._screen = screen
+        self._notice = notice
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.name != __name__ and not record.exc_info:  # what has a traceback is an event on the screen already
-            self._screen.notice(one_line(record.getMessage(), 1000))
+            self._notice(one_line(record.getMessage(), 1000))
 
 
 # Ollama
@@ -654,7 +587,14 @@ async def prepare_ollama(
     if not wanted:
         return
     from pidgin_cli.providers.ollama import OllamaProvider
-    from pidgin_cli.providers.ollama_setup import ensure_running, install_command, is_here, is_installed, is_running
+    from pidgin_cli.providers.ollama_setup import (
+        ensure_running,
+        install_command,
+        is_here,
+        is_installed,
+        is_running,
+        place,
+    )
 
     try:
         if is_here() and is_installed() and not await is_running():
@@ -667,7 +607,8 @@ async def prepare_ollama(
         command = install_command()
         how = f"; its own install command is: {command}" if command else ""
         raise SpecError(
-            f"Ollama does not answer and is not installed{how} (see also: pidgin doctor --install-ollama); "
+            f"Ollama does not answer at {place().netloc} and is not installed{how} "
+            f"(see also: pidgin doctor --install-ollama); "
             f"then start it with: ollama serve"
         )
     ollama = pool.adapter(f"ollama:{wanted[0]}", timeouts)
@@ -679,7 +620,8 @@ async def prepare_ollama(
             if model not in installed and f"{model}:latest" not in installed:
                 await _offer(ollama, model, consent=consent)
     except TimeoutError:
-        raise SpecError(f"Ollama does not answer within {OLLAMA_ANSWER_S:g} s; is OLLAMA_HOST right?") from None
+        where = place().netloc
+        raise SpecError(f"Ollama does not answer within {OLLAMA_ANSWER_S:g} s at {where}; is that right?") from None
     except ProviderError as error:  # nothing has begun yet
         raise SpecError(str(error)) from None
 
@@ -700,7 +642,7 @@ async def _yes(question: str) -> bool:
     if not _at_terminal():
         return False
     click.echo(f"{question} [y/N]: ", nl=False, err=True)
-    return (await _read_line() or "").strip().lower() in ("y", "yes")
+    return (await read_line() or "").strip().lower() in ("y", "yes")
 
 
 async def _pull(ollama: Any, model: str) -> None:

@@ -14,6 +14,7 @@ import click
 import msgspec
 from rich.text import Text
 
+from pidgin_cli.conversation.setup import use_person_settings
 from pidgin_cli.core.errors import PidginError, SpecError
 from pidgin_cli.core.types import Timeouts
 from pidgin_cli.eventlog.folder import OutputRoot
@@ -21,8 +22,6 @@ from pidgin_cli.monitor.console import make_console
 from pidgin_cli.monitor.text import visible
 from pidgin_cli.providers.keys import find_key
 from pidgin_cli.providers.registry import PROVIDERS, at_home, missing_key
-
-from .setup import use_person_settings
 
 __all__ = ["examine", "offer_ollama"]
 
@@ -69,8 +68,23 @@ def offer_ollama() -> int:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         click.echo("Run it yourself; Pidgin runs it only when told so at a terminal.")
         return 1
-    done = run_install(lambda shown: click.confirm(f"Run {shown}?", default=False))
+    try:
+        done = run_install(lambda shown: asyncio.run(_agrees(f"Run {shown}? [y/N]: ")))
+    except (click.Abort, KeyboardInterrupt):
+        click.echo()  # Ctrl-C or Ctrl-D left the line open
+        raise
     return 0 if done else 1
+
+
+async def _agrees(question: str) -> bool:
+    """Whether the person says yes. Raises Abort at the end of the input."""
+    from .chat import read_line  # `input` may miss a Ctrl-C that comes with the question
+
+    click.echo(question, nl=False)
+    answer = await read_line()
+    if answer is None:
+        raise click.Abort
+    return answer.strip().lower() in ("y", "yes")
 
 
 def _python() -> Finding:
@@ -120,6 +134,7 @@ def _keys() -> list[Finding]:
 async def _ollama() -> Finding:
     try:
         from pidgin_cli.providers.ollama import OllamaProvider
+        from pidgin_cli.providers.ollama_setup import place
 
         ollama = OllamaProvider(Timeouts(connect_s=2.0))
         try:
@@ -130,7 +145,7 @@ async def _ollama() -> Finding:
     except (PidginError, ImportError) as error:
         return Finding("ollama server", "missing", str(error))
     except TimeoutError:
-        return Finding("ollama server", "missing", f"no answer within {OLLAMA_ANSWER_S:g} s; is OLLAMA_HOST right?")
+        return Finding("ollama server", "missing", f"no answer within {OLLAMA_ANSWER_S:g} s at {place().netloc}")
     if not models:
         return Finding("ollama server", "ok", "up, without a model; get one with: ollama pull qwen3:4b")
     return Finding("ollama server", "ok", f"up, with {', '.join(models[:6])}{', …' if len(models) > 6 else ''}")

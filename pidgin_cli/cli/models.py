@@ -10,16 +10,15 @@ import msgspec
 from rich.table import Table
 from rich.text import Text
 
+from pidgin_cli.conversation.setup import use_person_settings
 from pidgin_cli.core.errors import SpecError
 from pidgin_cli.core.types import Timeouts
 from pidgin_cli.monitor.console import make_console
 from pidgin_cli.monitor.text import visible
-from pidgin_cli.providers.keys import fetch_key, find_key, remove_key, store_key
+from pidgin_cli.providers.keys import find_key, key_fault, remove_key, store_key
 from pidgin_cli.providers.registry import PROVIDERS, ProviderPool, missing_key
 from pidgin_cli.spec.catalogue import ModelFacts, aliases, facts, known_models, resolve_model
 from pidgin_cli.spec.settings import Settings, config_folder, load_settings
-
-from .setup import use_person_settings
 
 __all__ = ["list_keys", "list_models", "remove_keys", "set_key", "show_config"]
 
@@ -109,9 +108,8 @@ async def _remote(provider: str | None) -> list[str]:
     if provider is None:
         raise SpecError("--remote asks one provider: name it with --provider")
     info = PROVIDERS[provider]
-    fetch_key(info)
-    if (variable := missing_key(info)) is not None:
-        raise SpecError(f"{provider} needs a key: export {variable}=…")
+    if (fault := key_fault(info)) is not None:
+        raise SpecError(f"{provider} {fault}")
     pool = ProviderPool()
     try:
         adapter: Any = pool.adapter(f"{provider}:any", Timeouts())

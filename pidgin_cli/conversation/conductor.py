@@ -6,7 +6,7 @@ import random
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from functools import cache
 from importlib.metadata import version
@@ -20,6 +20,7 @@ from pidgin_cli.core.events import (
     AgentNamedEvent,
     ContextLimitEvent,
     ContextTruncationEvent,
+    ConversationBranchedEvent,
     ConversationEndEvent,
     ConversationPausedEvent,
     ConversationResumedEvent,
@@ -57,13 +58,22 @@ from pidgin_cli.core.types import (
 from pidgin_cli.eventlog.bus import EventBus
 from pidgin_cli.eventlog.log import EventLog, Record
 from pidgin_cli.providers.base import Provider
-from pidgin_cli.providers.registry import ProviderPool, at_home, effective_parameters, split_model, unsupported
+from pidgin_cli.providers.registry import (
+    ProviderPool,
+    at_home,
+    effective_parameters,
+    late_system,
+    served_window,
+    split_model,
+    unsupported,
+)
 from pidgin_cli.providers.wrappers import RetryPolicy
 from pidgin_cli.spec.catalogue import context_window, cost_usd, thinks
-from pidgin_cli.spec.conversation import ConversationSpec, spec_hash
+from pidgin_cli.spec.conversation import ConversationSpec, Intervention, spec_hash
 
+from .branch import differences
 from .context import Room, first_turn_that_fits, room, summary_text
-from .control import Control, Pause, Stop
+from .control import Amount, Control, Pause, Purse, Stop
 from .delegates import (
     AiLoopErrorOccurred,
     AiLoopRequestPause,
@@ -80,7 +90,7 @@ from .delegates import (
     TurnStarted,
 )
 from .history import ConversationHistory, Sent
-from .progress import Progress
+from .progress import SCRIPT, Progress
 
 __all__ = ["Conductor", "Live", "Outcome"]
 
@@ -108,6 +118,10 @@ _NAME_PHRASES = re.compile(
 _NAME_MARKED = re.compile(r"""(?:\*\*|["“«`])([^*"“”«»`]+)(?:\*\*|["”»`])""")
 _TERMINAL_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
+_FRAME_TOKENS = 32
+"""More than any chat template puts around one message."""
+_NOTHING = Amount(0, 0.0)
+
 _log = logging.getLogger(__name__)
 
 
@@ -129,6 +143,15 @@ class _Seat(NamedTuple):
     at_home: bool
 
 
+class _Counted(NamedTuple):
+    """A prompt whose tokens a provider has counted."""
+
+    model: str
+    size: int
+    entries: int
+    tokens: int
+
+
 class Conductor:
     """Holds one conversation from where its record stands to its end.
 
@@ -148,9 +171,13 @@ class Conductor:
         live: Live | None = None,
         record: Record | None = None,
         resumed_by: str = "resume",
+        purse: Purse | None = None,
+        prefix: Sequence[Event] = (),
     ) -> None:
         """
         Args:
+            prefix: of a branch, what it shares with other conversations: see `experiments.lineage.prefix`.
+            purse: what the conversation may use; None: whatever it needs.
             live: receives pieces of replies while they stream.
             record: what the log already holds; the conversation goes on from there.
             resumed_by: who asked for going on, for the record.
@@ -164,10 +191,15 @@ class Conductor:
         self._live = live
         self.record = record
         self._resumed_by = resumed_by
+        if (spec.origin is None) != (not prefix):
+            raise ValueError("a prefix belongs to a spec with an origin, and the other way round")
+        self._prefix = prefix
         self._delegates = DelegateManager(self._obey)
         self._delegate_pause: str | None = None
         self._paused = False
         self._providers = providers
+        self._purse = purse
+        self._counted: dict[str, _Counted] = {}
         self._seats: dict[str, _Seat] = {}
         self._spec_hash = spec_hash(spec.to_json())
         self.bus.subscribe(log.append, essential=True)
@@ -191,7 +223,7 @@ class Conductor:
         """
         self.control.attach()
         try:
-            with self._providers.running(agent.model for agent in self.spec.agents):
+            with self._providers.running(_models(self.spec)):
                 outcome = await self._until_end()
         finally:
             self.control.detach()
@@ -235,6 +267,8 @@ class Conductor:
                 await self._checkpoint()
                 self._start_turn(progress.turn + 1)
             self._inject_awareness(progress.turn)
+            if self.spec.interventions:
+                await self._follow_script(progress.turn)
             for agent_id in progress.speakers:
                 if agent_id in progress.spoken:
                     continue
@@ -300,6 +334,8 @@ class Conductor:
 
     async def _begin(self) -> None:
         record = self.record
+        if self._prefix:
+            self.progress.share(self._prefix)
         if record is not None:
             self.progress.replay(record.events)
         resumed = self.progress.started
@@ -314,34 +350,40 @@ class Conductor:
                         placement=split_model(agent.model)[0].system_placement if agent.system_prompt else None,
                     )
                 )
+        origin = self.spec.origin
+        if origin is not None and not self.progress.branched:
+            self._publish(
+                ConversationBranchedEvent(
+                    origin=origin.conversation_id,
+                    turn_number=origin.turn,
+                    message_index=self.progress.shared_messages,
+                    changes=self._changes(),
+                )
+            )
         if resumed:
             self._write_missing()
             torn = record.total_bytes - record.whole_bytes if record else 0
             self._publish(self._at(ConversationResumedEvent, by=self._resumed_by, torn_bytes=torn))
-        for agent in self.spec.agents:
-            self._seats[agent.id] = self._seat(self._as_taken(agent))
+        for agent in self.progress.agents.values():
+            self._seats[agent.id] = await self._seat(self._as_taken(agent))
         self._notify(AiLoopStarted, self.conversation_id, tuple(a.id for a in self.spec.agents), resumed)
-        if self.spec.choose_names and self.progress.turn == 0:
+        begins = self.progress.turn == 0 and origin is None  # a branch shares what was said with the opening
+        if self.spec.choose_names and begins:
             for seat in self._seats.values():
                 if seat.agent.id not in self.progress.named:
                     await self._checkpoint()
                     await self._choose_name(seat)
-        self._inject_awareness(0)
+        if begins:
+            self._inject_awareness(0)
         await self._log.commit()
 
     def _as_taken(self, agent: Agent) -> Agent:
         """The agent without what its model does not take, where the spec is lenient about it."""
-        if agent.settings.think is False and thinks(agent.model) is False:
-            # It has nothing to switch off, and some of these refuse to be told so.
-            agent = replace(agent, settings=replace(agent.settings, think=None))
-        if not self.spec.lenient:
-            return agent
-        dropped = unsupported(split_model(agent.model)[0], agent, thinks=thinks(agent.model))
+        agent, dropped = as_taken(self.spec, agent)
         for what, reason in dropped.items():
             if (agent.id, what) not in self.progress.warned:
                 self._publish(WarningEvent(agent_id=agent.id, what=what, reason=reason))
-        settings = replace(agent.settings, **{name: None for name in dropped if name != "thinking_visible"})
-        return replace(agent, settings=settings)
+        return agent
 
     def _start_event(self) -> ConversationStartEvent:
         spec = self.spec
@@ -351,12 +393,26 @@ class Conductor:
             spec=spec.to_json(),
             spec_hash=self._spec_hash,
             agents=spec.agents,
-            opening=spec.opening,
+            opening=self.progress.opening,
             prompt_tag=spec.prompt_tag,
             seed=spec.seed,
             arm=spec.arm,
             repetition=spec.repetition,
+            branch_of=None
+            if spec.origin is None
+            else {
+                "conversation_id": spec.origin.conversation_id,
+                "turn": spec.origin.turn,
+                "message_index": self.progress.shared_messages,
+                "digest": self.progress.shared,
+            },
         )
+
+    def _changes(self) -> dict[str, Any]:
+        """The settings in which this branch differs from the conversation that it leaves."""
+        before = [event.spec for event in self._prefix if isinstance(event, ConversationStartEvent)][-1]
+        found = differences(before, self.spec.to_json())
+        return {name: list(values) for name, values in found.items() if name != "opening"}  # which is shared
 
     def _write_missing(self) -> None:
         """Facts that follow from the record but that the process did not live to write."""
@@ -373,13 +429,13 @@ class Conductor:
                 )
             )
         progress.asked = None
-        if progress.everyone_spoke():
+        if progress.everyone_spoke() and progress.speakers:
             self._publish(TurnCompleteEvent(turn_number=progress.turn))
 
     def _finish(self, outcome: Outcome) -> None:
         progress = self.progress
         invalid = []
-        if any(not progress.history.spoken.get(agent.id) for agent in self.spec.agents):
+        if any(not progress.history.spoken.get(agent.id) for agent in _scheduled(self.spec)):
             invalid.append("speaker_never_called")
         if progress.wrong_model:
             invalid.append("wrong_model_served")
@@ -419,7 +475,61 @@ class Conductor:
             if item.turn == turn:
                 due[place := (turn, item.agent_id, item.source)] += 1
                 if self.progress.injected[place] < due[place]:
-                    self._intervene(item.text, (item.agent_id,), item.source, turn)
+                    self._intervene(item.text, (item.agent_id,), item.source, turn, item.placement)
+
+    async def _follow_script(self, turn: int) -> None:
+        """Do what the script has for the beginning of a turn, unless it is done already."""
+        if self.progress.spoken:
+            return
+        done = self.progress.scripted[turn]
+        due = [place for item in self.spec.interventions if item.turn == turn for place in self._concerned(item)]
+        for item, agent_id in due[done:]:
+            await self._do(item, agent_id, turn)
+
+    def _concerned(self, item: Intervention) -> list[tuple[Intervention, str | None]]:
+        """One entry for each event that an intervention makes: None for one that concerns all its agents together.
+
+        It depends only on what was said before the turn, so that a resume counts as the first run did.
+        """
+        if item.kind == "inject" and item.placement == "user":
+            return [(item, None)]
+        return [
+            (item, agent_id) for agent_id in item.agents if item.kind != "edit" or self.history.spoken.get(agent_id)
+        ]
+
+    async def _do(self, item: Intervention, agent_id: str | None, turn: int) -> None:
+        text = None if item.text is None else clean_text(item.text)[0]
+        if agent_id is None or item.kind == "inject":
+            audience = item.agents if agent_id is None else (agent_id,)
+            self._intervene(text or "", audience, SCRIPT, turn, item.placement)
+            return
+        agent = self.progress.agents[agent_id]
+        everyone = tuple(self.progress.agents)
+        event = InterventionEvent(
+            turn_number=turn,
+            source=SCRIPT,
+            kind=item.kind,
+            agent_id=agent_id,
+            audience=everyone if item.kind == "edit" else (agent_id,),
+            message_index=self.history.messages,
+        )
+        match item.kind:
+            case "edit":
+                last = self.history.last_message_of(agent_id)
+                assert last is not None, "others are not concerned"
+                event = replace(event, before=last.content, after=text or "", edited_index=last.message_index)
+            case "mute":
+                event = replace(event, audience=(), turns=item.turns)
+            case "swap_model":
+                event = replace(event, before=agent.model, after=item.model)
+            case "swap_system_prompt":
+                placement = split_model(agent.model)[0].system_placement if text is not None else ""
+                event = replace(event, before=agent.system_prompt, after=text, placement=placement)
+        self._publish(event)
+        self._counted.clear()  # what was counted is no longer how the next prompts begin
+        self._notify(AiProcessingStep, "intervention", agent_id, turn)
+        if item.kind in ("swap_model", "swap_system_prompt"):
+            self._seats[agent_id] = await self._seat(self._as_taken(self.progress.agents[agent_id]))
 
     def _inject_from_outside(self) -> None:
         for item in self.control.take_injected():
@@ -427,14 +537,17 @@ class Conductor:
             turn = self.progress.turn if self.progress.turn_open else self.progress.turn + 1
             self._intervene(item.text, audience, item.source, turn)
 
-    def _intervene(self, text: str, audience: tuple[str, ...], source: str, turn: int) -> None:
+    def _intervene(self, text: str, audience: tuple[str, ...], source: str, turn: int, placement: str = "user") -> None:
+        """Put text in. With the placement `system` it has one addressee, whose model decides about the place."""
+        if placement == "system":
+            placement = late_system(self.progress.agents[audience[0]].model)
         self._publish(
             InterventionEvent(
                 turn_number=turn,
                 source=source,
                 audience=audience,
                 text=clean_text(text)[0],
-                placement="user",
+                placement=placement,
                 message_index=self.history.messages,
             )
         )
@@ -463,6 +576,7 @@ class Conductor:
                     content=block.text,
                     tokens=response.usage.thinking_tokens if number == last else None,
                     signature=block.signature,
+                    redacted=block.redacted,
                 )
             )
         event = MessageCompleteEvent(
@@ -496,16 +610,14 @@ class Conductor:
         while True:
             sent = await self._fit(seat, refused)
             request = self._request(seat, sent, "message", index)
-            self._publish(
-                MessageRequestEvent(
-                    agent_id=seat.agent.id,
-                    turn_number=self.progress.turn,
-                    message_index=index,
-                    view=sent.view,
-                    digest=sent.digest,
-                    parameters=seat.parameters,
-                    placeholders=sent.placeholders,
-                )
+            asking = MessageRequestEvent(
+                agent_id=seat.agent.id,
+                turn_number=self.progress.turn,
+                message_index=index,
+                view=sent.view,
+                digest=sent.digest,
+                parameters=seat.parameters,
+                placeholders=sent.placeholders,
             )
             if self._delegates.watching:
                 self._notify(AiProcessingStep, "request", seat.agent.id, self.progress.turn)
@@ -513,7 +625,7 @@ class Conductor:
                     AiRequestPrepared, seat.agent.id, self.progress.turn, index, len(sent.messages), sent.digest
                 )
             try:
-                return await self._ask(seat, request)
+                return await self._ask(seat, request, asking)
             except ContextLengthExceeded as error:
                 if self.spec.context.policy == "stop":
                     self._publish(self._context_limit(seat, reported=str(error)))
@@ -522,13 +634,20 @@ class Conductor:
 
     # Asking a model
 
-    def _seat(self, agent: Agent) -> _Seat:
+    async def _seat(self, agent: Agent) -> _Seat:
         spec = self.spec
         info, model = split_model(agent.model)
         policy = RetryPolicy(spec.retries, info.name, self._publish_and_flush, self.control.sleep)
+        adapter = self._providers.adapter(agent.model, spec.timeouts, agent.settings)
         probe = ModelRequest(
-            model=model, messages=(), system=agent.system_prompt, settings=agent.settings, seed=spec.seed
+            model=model,
+            messages=(),
+            system=agent.system_prompt,
+            settings=agent.settings,
+            context_window=spec.context.limit_tokens or context_window(agent.model),
+            seed=spec.seed,
         )
+        probe = replace(probe, context_window=await served_window(adapter, probe))
         provider = self._providers.provider(
             agent.model,
             spec.timeouts,
@@ -537,17 +656,15 @@ class Conductor:
             wait=self.control.until,
             settings=agent.settings,
             probe=probe if spec.cache != "off" else None,
-            # The hash covers seed, arm and repetition, and whatever else makes two conversations different draws.
-            draw=(self._spec_hash,) if spec.cache == "on" else None,
+            draw=(spec.draw(self.conversation_id),) if spec.cache == "on" else None,
         )
-        adapter = self._providers.adapter(agent.model, spec.timeouts, agent.settings)
         return _Seat(
             agent=agent,
             provider=provider,
             policy=policy,
             model=model,
             parameters=effective_parameters(adapter, probe),
-            window=context_window(agent.model),
+            window=probe.context_window,
             at_home=at_home(info),
         )
 
@@ -557,6 +674,7 @@ class Conductor:
             messages=sent.messages,
             system=sent.system,
             settings=seat.agent.settings,
+            context_window=seat.window,
             conversation_id=self.conversation_id,
             seed=self.spec.seed,
             agent_id=seat.agent.id,
@@ -567,30 +685,87 @@ class Conductor:
             digest=sent.digest,
         )
 
-    async def _ask(self, seat: _Seat, request: ModelRequest) -> ModelResponse:
-        """The whole reply. Attempts that died half-way are recorded as abandoned and never joined."""
+    async def _ask(self, seat: _Seat, request: ModelRequest, asking: Event | None = None) -> ModelResponse:
+        """The whole reply. Attempts that died half-way are recorded as abandoned and never joined.
+
+        Args:
+            asking: is published before the first attempt, once it may be made.
+        """
         live = self._live is not None and request.purpose == "message"
         seat.policy.attempt = request.attempt
         while True:
-            await self._log.commit()
             fold = ResponseFold()
+            most = None if self._purse is None else await self._reserve(self._purse, seat, request)
+            used = _NOTHING
             try:
+                if asking is not None:
+                    self._publish(asking)
+                    asking = None
+                await self._log.commit()
                 stream = seat.provider.stream_response(request)
                 async with aclosing(stream) as deltas:  # type: ignore[type-var]
                     async for delta in deltas:
                         fold.add(delta)
                         if live:
                             self._show(seat.agent.id, delta)
-                return fold.response()
+                response = fold.response()
+                if most is not None:
+                    used = self._used(seat, request, response, most)
+                return response
             except ProviderError as error:
                 if not fold.started:
                     raise  # `Retrying` has done what it could
+                if most is not None:
+                    used = most  # nobody knows how far the model got
                 self._abandon(request, fold, str(error), error.attempt)
                 await seat.policy.wait(error, replace(request, attempt=error.attempt))
                 request = replace(request, attempt=error.attempt + 1)
             except asyncio.CancelledError:
+                if most is not None:
+                    used = most
                 self._abandon(request, fold, "stopped before the reply was whole", seat.policy.attempt)
                 raise
+            finally:
+                if self._purse is not None and most is not None:
+                    self._purse.settle(most, used)
+
+    async def _reserve(self, purse: Purse, seat: _Seat, request: ModelRequest) -> Amount:
+        """Set aside the most that a request can use."""
+        prompt = self._prompt_tokens_at_most(request)
+        reply = request.settings.max_tokens or seat.parameters.get("max_tokens")
+        if reply is None:
+            # Free models need no bound where only money counts; all others were refused before the start.
+            reply = 0
+        fresh = Usage(prompt_tokens=prompt, completion_tokens=reply)
+        costs = [
+            self._cost(seat, seat.agent.model, usage)
+            for usage in (fresh, replace(fresh, cache_write_tokens=prompt))  # writing a cache may cost more
+        ]
+        most = Amount(prompt + reply, max(cost or 0.0 for cost in costs))
+        await purse.reserve(most, self.control.until)
+        return most
+
+    def _prompt_tokens_at_most(self, request: ModelRequest) -> int:
+        """No tokeniser makes more tokens than bytes. What a provider has counted already is not guessed again."""
+        size, entries = _bytes_of(request), len(request.messages) + 1
+        counted = self._counted.get(request.agent_id) if request.purpose == "message" else None
+        if counted is not None and counted.model == request.model and size >= counted.size:
+            return counted.tokens + size - counted.size + _FRAME_TOKENS * max(1, entries - counted.entries)
+        return size + _FRAME_TOKENS * entries
+
+    def _used(self, seat: _Seat, request: ModelRequest, response: ModelResponse, most: Amount) -> Amount:
+        """What a reply used; where that was not reported, the most it can have used."""
+        if response.finish.cached:
+            return _NOTHING
+        usage = response.usage
+        cost = self._cost(seat, seat.agent.model, usage)
+        if usage.prompt_tokens is None or usage.completion_tokens is None:
+            return Amount(most.tokens, most.usd if cost is None else cost)
+        if request.purpose == "message":
+            self._counted[request.agent_id] = _Counted(
+                request.model, _bytes_of(request), len(request.messages) + 1, usage.prompt_tokens
+            )
+        return Amount(usage.prompt_tokens + usage.completion_tokens, most.usd if cost is None else cost)
 
     def _abandon(self, request: ModelRequest, fold: ResponseFold, why: str, attempt: int) -> None:
         if request.purpose != "message":
@@ -663,6 +838,7 @@ class Conductor:
 
     async def _leave_out(self, seat: _Seat, first_turn: int, sent: Sent, found: Room) -> None:
         """Take the turns before `first_turn` out of an agent's view, by window or by summary."""
+        self._counted.pop(seat.agent.id, None)
         progress, policy = self.progress, self.spec.context
         start = self.history.first_message(first_turn)
         kept = View(start=start, end=self.history.messages, omitted=start, extra=sent.view.extra)
@@ -702,7 +878,7 @@ class Conductor:
     async def _summarise(self, seat: _Seat, from_turn: int, to_turn: int) -> tuple[str, str]:
         model_id = self.spec.context.model
         settings = AgentSettings(max_tokens=SUMMARY_MAX_TOKENS)
-        writer = seat if model_id is None else self._seat(replace(seat.agent, model=model_id, settings=settings))
+        writer = seat if model_id is None else await self._seat(replace(seat.agent, model=model_id, settings=settings))
         earlier = self.progress.views[seat.agent.id].state.summary
         parts = [SUMMARY_QUESTION, summary_text(self.progress, seat.agent.id, from_turn, to_turn)]
         if earlier is not None:
@@ -780,6 +956,16 @@ class Conductor:
             self.control.pause(signal.by)
 
 
+def _bytes_of(request: ModelRequest) -> int:
+    """Of all that is sent as text."""
+    thoughts = [block for message in request.messages for block in message.thinking]
+    return (
+        len((request.system or "").encode())
+        + sum(len(message.content.encode()) for message in request.messages)
+        + sum(len(block.text.encode()) + len(block.signature or "") for block in thoughts)
+    )
+
+
 @cache
 def _own_version() -> str:
     return version("pidgin-cli")
@@ -791,12 +977,51 @@ def _status(reason: EndReason) -> Status:
     return Status.COMPLETED
 
 
+def _models(spec: ConversationSpec) -> list[str]:
+    """Every model that speaks in a conversation at some time."""
+    swapped = [item.model for item in spec.interventions if item.model is not None]
+    return list(dict.fromkeys([*(agent.model for agent in spec.agents), *swapped]))
+
+
+def _scheduled(spec: ConversationSpec) -> list[Agent]:
+    """The agents that are to speak at all: a script may keep one silent throughout."""
+    if not any(item.kind == "mute" for item in spec.interventions):
+        return list(spec.agents)
+    speakers = {agent_id for turn in range(1, spec.max_turns + 1) for agent_id in speaking_order(spec, turn)}
+    return [agent for agent in spec.agents if agent.id in speakers]
+
+
+def as_taken(spec: ConversationSpec, agent: Agent) -> tuple[Agent, dict[str, str]]:
+    """The agent as its model is asked, and the settings that a lenient spec leaves out of it, each with the reason."""
+    if agent.settings.think is False and thinks(agent.model) is False:
+        # It has nothing to switch off, and some of these refuse to be told so.
+        agent = replace(agent, settings=replace(agent.settings, think=None))
+    if not spec.lenient:
+        return agent, {}
+    dropped = unsupported(split_model(agent.model)[0], agent, thinks=thinks(agent.model))
+    settings = replace(agent.settings, **{name: None for name in dropped if name != "thinking_visible"})
+    return replace(agent, settings=settings), dropped
+
+
 def speaking_order(spec: ConversationSpec, turn_number: int) -> tuple[str, ...]:
     """Who speaks in a turn, in order. Depends on the spec alone.
 
     `alternate`: round-robin from the agent that opens. `random`: shuffled anew every turn by the conversation's seed,
-    but that the agent named by `first` opens the conversation.
+    but that the agent named by `first` opens the conversation. Agents that the script keeps silent are left out.
     """
+    order = _order(spec, turn_number)
+    if not spec.interventions:
+        return order
+    silent = {
+        agent_id
+        for item in spec.interventions
+        if item.kind == "mute" and item.turn <= turn_number < item.turn + item.turns
+        for agent_id in item.agents
+    }
+    return tuple(agent_id for agent_id in order if agent_id not in silent)
+
+
+def _order(spec: ConversationSpec, turn_number: int) -> tuple[str, ...]:
     ids = [agent.id for agent in spec.agents]
     if spec.order == "random":
         random.Random(f"{spec.seed}:{turn_number}").shuffle(ids)

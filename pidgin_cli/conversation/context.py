@@ -29,10 +29,11 @@ class Room(NamedTuple):
 def room(progress: Progress, agent_id: str, sent: Sent, window: int | None) -> Room | None:
     """How the next request of an agent fits; None when its window is not known.
 
+    Of the conversation's own limit and what the server gives the model, the smaller one counts.
     Tokens are estimated as bytes times the ratio that the agent's last reply reported, 0.25 before the first.
     """
     spec = progress.spec
-    window = spec.context.limit_tokens or window
+    window = min((each for each in (spec.context.limit_tokens, window) if each is not None), default=None)
     if window is None:
         return None
     reserve = spec.agent(agent_id).settings.max_tokens or spec.context.reserve_tokens
@@ -87,6 +88,6 @@ def summary_text(progress: Progress, agent_id: str, from_turn: int, to_turn: int
             if entry.role is Role.ASSISTANT and entry.message_index is not None:
                 name = "You" if entry.agent_id == agent_id else progress.names[entry.agent_id or ""]
                 lines.append(f"{name}: {entry.content or spec.placeholders.blank}")
-            elif entry.role is Role.USER:
+            elif entry.role is Role.USER and entry.placement != "parameter":  # which stays in the system prompt
                 lines.append(spec.tagged(entry.content).content)
     return "\n\n".join(lines)

@@ -3,11 +3,33 @@
 import asyncio
 import threading
 from collections import deque
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable
+from typing import NamedTuple, Protocol
 
 from pidgin_cli.core.types import EndReason
 
-__all__ = ["Control", "Injected", "Pause", "Stop"]
+__all__ = ["Amount", "Control", "Injected", "Pause", "Purse", "Stop", "Until"]
+
+Until = Callable[[asyncio.Future[None]], Awaitable[None]]
+"""Waits for something, unless the conversation is told to end: then raises `Stop`."""
+
+
+class Amount(NamedTuple):
+    """What a request uses, or can use at most."""
+
+    tokens: int
+    """Prompt and completion together."""
+    usd: float
+
+
+class Purse(Protocol):
+    """What a conversation may still use."""
+
+    async def reserve(self, most: Amount, until: Until) -> None:
+        """Set `most` aside before a request goes out. Raises Stop when it may not be used."""
+
+    def settle(self, most: Amount, used: Amount) -> None:
+        """Give back what was set aside, less what was used."""
 
 
 class Stop(Exception):

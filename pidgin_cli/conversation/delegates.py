@@ -5,17 +5,19 @@
 
     conductor.get_delegate_manager().register(watch, events=["ai_response_received"])
     conductor.get_delegate_manager().register(decide, controls=["ai_loop_request_pause"])
+    runner.get_delegate_manager().register(watch, events=["task_execution_completed"])
 
-`sender` is the conductor. The payload of each type is the fields of the dataclass of that type below. A delegate that
-raises is logged and reported as `delegate_execution_error`; the conversation goes on. Only `Pause` and `Stop` have an
-effect: they pause or end the conversation before its next request.
+`sender` is the conductor, or, for what concerns a whole experiment, the runner. The payload of each type is the fields
+of the dataclass of that type below. A delegate that raises is logged and reported as `delegate_execution_error`; the
+conversation goes on. Only `Pause` and `Stop` have an effect: they pause or end the conversation, or the experiment,
+before its next request.
 """
 
 import dataclasses
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,6 +25,8 @@ from .control import Pause, Stop
 
 __all__ = [
     "CONTROLS",
+    "ENGINE_CONTROLS",
+    "ENGINE_NOTIFICATIONS",
     "NOTIFICATIONS",
     "AiLoopErrorOccurred",
     "AiLoopRequestPause",
@@ -35,8 +39,15 @@ __all__ = [
     "Delegate",
     "DelegateExecutionError",
     "DelegateManager",
+    "EngineErrorOccurred",
+    "EngineRequestPause",
+    "EngineRequestStop",
+    "EngineStarted",
+    "EngineStopped",
     "MessageCompleted",
     "Payload",
+    "TaskExecutionCompleted",
+    "TaskExecutionStarted",
     "TurnCompleted",
     "TurnStarted",
 ]
@@ -179,6 +190,74 @@ class AiLoopRequestStop(Payload):
     message_index: int
 
 
+@dataclass(frozen=True)
+class EngineStarted(Payload):
+    """A runner begins or goes on with an experiment."""
+
+    type: ClassVar[str] = "engine_started"
+    experiment_id: str
+    conversations: int
+    """How many are to be run now."""
+    resumed: bool
+
+
+@dataclass(frozen=True)
+class EngineStopped(Payload):
+    """The runner is done with the experiment, for now or for good."""
+
+    type: ClassVar[str] = "engine_stopped"
+    experiment_id: str
+    status: str
+    conversations: dict[str, int]
+    """Number of conversations by status."""
+
+
+@dataclass(frozen=True)
+class TaskExecutionStarted(Payload):
+    """A conversation of the experiment begins or goes on."""
+
+    type: ClassVar[str] = "task_execution_started"
+    conversation_id: str
+    arm: str
+    repetition: int
+
+
+@dataclass(frozen=True)
+class TaskExecutionCompleted(Payload):
+    """A conversation of the experiment is over."""
+
+    type: ClassVar[str] = "task_execution_completed"
+    conversation_id: str
+    status: str
+    end_reason: str
+
+
+@dataclass(frozen=True)
+class EngineErrorOccurred(Payload):
+    """A conversation could not be run, or the whole experiment could not."""
+
+    type: ClassVar[str] = "engine_error_occurred"
+    conversation_id: str | None
+    error: str
+    message: str
+
+
+@dataclass(frozen=True)
+class EngineRequestPause(Payload):
+    """Asked before every conversation: the experiment is paused while any delegate returns True."""
+
+    type: ClassVar[str] = "engine_request_pause"
+    experiment_id: str
+
+
+@dataclass(frozen=True)
+class EngineRequestStop(Payload):
+    """Asked before every conversation: the experiment ends when any delegate returns True."""
+
+    type: ClassVar[str] = "engine_request_stop"
+    experiment_id: str
+
+
 NOTIFICATIONS: dict[str, type[Payload]] = {
     kind.type: kind
     for kind in (
@@ -194,7 +273,23 @@ NOTIFICATIONS: dict[str, type[Payload]] = {
         DelegateExecutionError,
     )
 }
+"""What a conversation tells."""
 CONTROLS: dict[str, type[Payload]] = {kind.type: kind for kind in (AiLoopRequestPause, AiLoopRequestStop)}
+"""What a conversation asks."""
+ENGINE_NOTIFICATIONS: dict[str, type[Payload]] = {
+    kind.type: kind
+    for kind in (
+        EngineStarted,
+        EngineStopped,
+        TaskExecutionStarted,
+        TaskExecutionCompleted,
+        EngineErrorOccurred,
+        DelegateExecutionError,
+    )
+}
+"""What a runner tells."""
+ENGINE_CONTROLS: dict[str, type[Payload]] = {kind.type: kind for kind in (EngineRequestPause, EngineRequestStop)}
+"""What a runner asks."""
 
 
 @dataclass(frozen=True)
@@ -211,8 +306,20 @@ class _Registration:
 class DelegateManager:
     """Registers delegates and calls them. Thread-safe; calls go to a copy of the list."""
 
-    def __init__(self, obey: Callable[[Pause | Stop], None] | None = None) -> None:
-        """`obey` takes what asynchronous delegates raise, in their thread."""
+    def __init__(
+        self,
+        obey: Callable[[Pause | Stop], None] | None = None,
+        notifications: Mapping[str, type[Payload]] = NOTIFICATIONS,
+        controls: Mapping[str, type[Payload]] = CONTROLS,
+    ) -> None:
+        """
+        Args:
+            obey: takes what asynchronous delegates raise, in their thread.
+            notifications: the types that its owner tells.
+            controls: the types that its owner asks.
+        """
+        self._notifications = notifications
+        self._controls = controls
         self._obey = obey or (lambda _: None)
         self._lock = threading.Lock()
         self._registered: tuple[_Registration, ...] = ()
@@ -238,9 +345,9 @@ class DelegateManager:
         """
         controls = frozenset(controls)
         if events is None:
-            events = frozenset() if controls else NOTIFICATIONS.keys()
+            events = frozenset() if controls else self._notifications.keys()
         types = frozenset(events) | controls
-        if unknown := (frozenset(events) - NOTIFICATIONS.keys()) | (controls - CONTROLS.keys()):
+        if unknown := (frozenset(events) - self._notifications.keys()) | (controls - self._controls.keys()):
             raise ValueError(f"no such type: {', '.join(sorted(unknown))}")
         if asynchronous and controls:
             raise ValueError("a control needs an answer: register it without asynchronous")

@@ -4,6 +4,7 @@ dialogue = Dialogue("claude", cache=True)
 async for event in dialogue.process_stream("Why is the sky blue?"):
     match event:
         case TokenEvent(text=text): print(text, end="")
+        case ThinkingEvent(text=text): print(f"({text})")
         case RestartEvent(why=why): print(f"\\n[begins again: {why}]")
         case CompleteEvent(metrics=metrics): print(metrics.tokens)
         case ErrorEvent(message=message): print(message)
@@ -30,21 +31,26 @@ from pidgin_cli.core.types import (
     Retries,
     Role,
     TextDelta,
+    ThinkingDelta,
     Timeouts,
 )
 from pidgin_cli.providers.base import Provider, Report
 from pidgin_cli.providers.cache import Cached, ResponseCache
+from pidgin_cli.providers.keys import fetch_key
 from pidgin_cli.providers.registry import (
     PROVIDERS,
     ProviderPool,
     address,
     at_home,
     effective_parameters,
+    served_window,
     split_model,
     unsupported,
 )
 from pidgin_cli.providers.wrappers import RetryPolicy
-from pidgin_cli.spec.catalogue import cost_usd, resolve_model, thinks
+from pidgin_cli.spec.catalogue import context_window, cost_usd, resolve_model, thinks
+
+from .setup import ensure_person_settings
 
 __all__ = [
     "CompleteEvent",
@@ -53,6 +59,7 @@ __all__ = [
     "DialogueMetrics",
     "ErrorEvent",
     "RestartEvent",
+    "ThinkingEvent",
     "TokenEvent",
     "check_settings",
 ]
@@ -81,8 +88,16 @@ class TokenEvent:
 
 
 @dataclass(frozen=True)
+class ThinkingEvent:
+    """A piece of what the model thinks, as it arrives; the whole is in `CompleteEvent.thinking`."""
+
+    text: str
+    type: Literal["thinking"] = "thinking"
+
+
+@dataclass(frozen=True)
 class RestartEvent:
-    """The reply broke off and is asked for again: the tokens so far are void."""
+    """The reply broke off and is asked for again: the tokens and thoughts so far are void."""
 
     why: str
     type: Literal["restart"] = "restart"
@@ -108,14 +123,15 @@ class ErrorEvent:
     type: Literal["error"] = "error"
 
 
-DialogueEvent = TokenEvent | RestartEvent | CompleteEvent | ErrorEvent
+DialogueEvent = TokenEvent | ThinkingEvent | RestartEvent | CompleteEvent | ErrorEvent
 
 
 def check_settings(model_id: str, settings: AgentSettings) -> None:
-    """Raise SpecError when a setting cannot have its effect with this model."""
+    """Raise SpecError that names, one to a line, the settings that cannot have their effect with this model."""
     agent = Agent(id="a", model=model_id, name="a", settings=settings)
-    for reason in unsupported(split_model(model_id)[0], agent, thinks=thinks(model_id)).values():
-        raise SpecError(f"{reason}; leave it out")
+    reasons = unsupported(split_model(model_id)[0], agent, thinks=thinks(model_id)).values()
+    if reasons:
+        raise SpecError("\n".join(f"{reason}; leave it out" for reason in reasons))
 
 
 class Dialogue:
@@ -137,6 +153,8 @@ class Dialogue:
         Args:
             model: an alias or `provider:model`; may also be given with each prompt.
             cache: answer equal requests from the cache, which all processes of this user share.
+            pool: providers that are set up already; None: those of this process, with the person's `config.toml`,
+                plug-ins and keyring, which are read with the first question.
             report: is given each failed request as an event, before the wait for the next attempt.
         """
         self._model = model
@@ -146,6 +164,7 @@ class Dialogue:
         self._timeouts = timeouts or Timeouts()
         self._retries = retries or Retries()
         self._pool = pool or ProviderPool()
+        self._set_up = pool is not None
         self._report = report or _unrecorded
 
     async def process_stream(self, prompt: str, model: str | None = None) -> AsyncIterator[DialogueEvent]:
@@ -154,18 +173,26 @@ class Dialogue:
         A reply that breaks off is asked for again; a `RestartEvent` stands between the attempts.
 
         Raises:
-            SpecError: no model, an unknown one, or a setting that it does not take.
+            SpecError: no model, an unknown one, or a setting that it does not take; or, without a pool, the person's
+                settings or a plug-in are wrong.
         """
+        if not self._set_up:
+            await asyncio.to_thread(ensure_person_settings)
         model_id = resolve_model(model or self._model or "", PROVIDERS)
         check_settings(model_id, self._settings)
+        if not self._set_up:
+            await asyncio.to_thread(fetch_key, split_model(model_id)[0])
         await self._pool.warm_up([model_id])
         request = ModelRequest(
             model=split_model(model_id)[1],
             messages=(Message(role=Role.USER, content=prompt),),
             system=self._system,
             settings=self._settings,
+            context_window=context_window(model_id),
             agent_id="a",
         )
+        adapter = self._pool.adapter(model_id, self._timeouts, self._settings)
+        request = replace(request, context_window=await served_window(adapter, request))
         policy = RetryPolicy(self._retries, split_model(model_id)[0].name, self._report, asyncio.sleep)
         provider = self._provider(model_id, request, policy)
         clock = asyncio.get_running_loop().time
@@ -178,6 +205,8 @@ class Dialogue:
                         fold.add(delta)
                         if isinstance(delta, TextDelta):
                             yield TokenEvent(delta.text)
+                        elif isinstance(delta, ThinkingDelta) and delta.text:
+                            yield ThinkingEvent(delta.text)
                 if fold.finish is None:
                     raise ProviderUnavailable("the stream ended before the reply was whole", attempt=request.attempt)
                 break

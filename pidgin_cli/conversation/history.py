@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from pidgin_cli.core.events import View
 from pidgin_cli.core.types import Agent, Message, Role, ThinkingBlock, ToolCall, ToolResult, text_of
+from pidgin_cli.providers.registry import late_system
 from pidgin_cli.spec.conversation import ConversationSpec
 
 __all__ = ["ConversationHistory", "ConversationState", "ConversationTurn", "ConversationView", "Sent"]
@@ -36,13 +38,17 @@ class ConversationTurn(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Agent ids that see it; None: all."""
     message_index: int | None = None
     """Only utterances have one."""
+    placement: str = "user"
+    """Of text from outside: see `InterventionEvent.placement`."""
+    model: str | None = None
+    """Who thought, where `thinking` holds anything: signatures go back to the same model only."""
     thinking: tuple[ThinkingBlock, ...] = ()
     tool_call: ToolCall | None = None
     tool_result: ToolResult | None = None
 
 
 class ConversationHistory:
-    """Everything that was said, in order. Only ever appended to."""
+    """Everything that was said, in order. Appended to, but that an edit changes how a message reads."""
 
     def __init__(self) -> None:
         self.turns: list[ConversationTurn] = []
@@ -61,6 +67,19 @@ class ConversationHistory:
             self._turn_of.append(turn.turn_number)
             self.spoken[turn.agent_id] = self.spoken.get(turn.agent_id, 0) + 1
 
+    def edit(self, message_index: int, text: str) -> None:
+        """Let a message read otherwise. Views that have taken it in have to `reread`."""
+        for place in reversed(range(len(self.turns))):
+            if self.turns[place].message_index == message_index:
+                self.turns[place] = replace(self.turns[place], content=text)
+                return
+        raise IndexError(message_index)
+
+    def last_message_of(self, agent_id: str) -> ConversationTurn | None:
+        """What an agent said last."""
+        said = (entry for entry in reversed(self.turns) if entry.message_index is not None)
+        return next((entry for entry in said if entry.agent_id == agent_id), None)
+
     def turn_of(self, message_index: int) -> int:
         """The turn that a message belongs to."""
         return self._turn_of[message_index]
@@ -76,8 +95,14 @@ class ConversationHistory:
 
     def before_first_turn(self) -> Sequence[ConversationTurn]:
         """System prompts, opening, and what was given with it."""
-        end = next((place for place, entry in enumerate(self.turns) if entry.turn_number), len(self.turns))
-        return self.turns[:end]
+        return self.turns[: self._end_of_opening()]
+
+    def between(self, turn_number: int) -> Sequence[ConversationTurn]:
+        """The entries from the first turn up to, not including, `turn_number`."""
+        return self.turns[self._end_of_opening() : self._starts.get(turn_number, len(self.turns))]
+
+    def _end_of_opening(self) -> int:
+        return next((place for place, entry in enumerate(self.turns) if entry.turn_number), len(self.turns))
 
 
 class ConversationState(Struct, frozen=True):
@@ -110,7 +135,9 @@ class ConversationView:
     the list starts with user and alternates; neighbouring user texts are merged with a blank line; text from outside
     carries the prompt tag; an intervention stands just before its addressee's next reply; blank text shows as the
     declared placeholder; with `speaker_label` the others are named; tools are seen only by the agent that called them;
-    thinking is seen by whom the thinker's `thinking_visible` names.
+    thinking is seen by whom the thinker's `thinking_visible` names. Text placed as a system message stands, untagged,
+    behind the user's and before the reply; text placed behind the system prompt stays there for good. Where the agent's
+    model takes neither, the next weaker place is used.
     """
 
     def __init__(
@@ -126,22 +153,30 @@ class ConversationView:
         self._spec = spec
         self._history = history
         self._names = names
+        self._prompt_swapped = False
         self._rebuild(state or ConversationState(pinned=spec.context.pinned))
 
     def _rebuild(self, state: ConversationState) -> None:
         self.state = state
-        self._system: str | None = None
+        self._system: list[str] = []
+        """The system prompt, and what was put behind it since."""
         self._closed: list[Message] = []
         self._open: list[str] = []
         self._held: list[str] = []
+        self._held_system: list[str] = []
         self._hash = hashlib.blake2b(digest_size=16)
         self._size = 0
         self._extra = 0
         self._placeholders = 0
         self._seen = 0
+        if self._prompt_swapped and self.agent.system_prompt is not None:
+            self._add_to_system(self.agent.system_prompt)
         if state.first_turn > 1:
             for entry in self._history.before_first_turn():
                 self._take(entry)
+            for entry in self._history.between(state.first_turn):
+                if entry.role is Role.USER and self._placement(entry) == "parameter":
+                    self._take(entry)
             self._remember(state)
             for entry in self._history.since(state.first_turn):
                 self._take(entry)
@@ -151,18 +186,27 @@ class ConversationView:
         """Leave out the turns before `state.first_turn`, with a summary in their place if there is one."""
         self._rebuild(state)
 
+    def reread(self) -> None:
+        """Take the history in anew, since something in it reads otherwise now."""
+        self._rebuild(self.state)
+
+    def swap(self, agent: Agent) -> None:
+        """Go on as another `agent` in the same seat: with another model or system prompt."""
+        self._prompt_swapped = self._prompt_swapped or agent.system_prompt != self.agent.system_prompt
+        self.agent = agent
+        self._rebuild(self.state)
+
     def sent(self) -> Sent:
         """The request that the agent would get now."""
         self._update()
-        messages = list(self._closed)
+        end = self._end()
         placeholders = self._placeholders
-        if (message := self._last_message()) is not None:
-            messages.append(message)
+        if end and end[0].role is Role.USER:
             placeholders += not (self._open or self._held)
         state = self.state
         return Sent(
-            system=self._system,
-            messages=tuple(messages),
+            system="\n\n".join(self._system) if self._system else None,
+            messages=(*self._closed, *end),
             view=View(
                 start=state.first_message,
                 end=self._history.messages,
@@ -178,21 +222,22 @@ class ConversationView:
         """The digest of the request that the agent would get now."""
         self._update()
         digest = self._hash.copy()
-        if (message := self._last_message()) is not None:
+        for message in self._end():
             _digest(digest, message)
         return digest.hexdigest()
 
-    def _last_message(self) -> Message | None:
-        """What the agent has not answered yet, as the end of its list; None where that ends with a tool's result."""
+    def _end(self) -> list[Message]:
+        """What the agent has not answered yet, as the end of its list; none where that ends with a tool's result."""
         texts = [*self._open, *self._held]
+        after = [Message(role=Role.SYSTEM, content=text) for text in self._held_system]
         if not texts and self._closed and self._closed[-1].role is Role.TOOL:
-            return None
-        return Message(role=Role.USER, content="\n\n".join(texts or [self._spec.placeholders.nothing_new]))
+            return after
+        return [Message(role=Role.USER, content="\n\n".join(texts or [self._spec.placeholders.nothing_new])), *after]
 
     def size(self) -> int:
         """Bytes of text that the agent would be sent now."""
         self._update()
-        return self._size + len("\n\n".join([*self._open, *self._held]).encode())
+        return self._size + len("\n\n".join([*self._open, *self._held, *self._held_system]).encode())
 
     def _update(self) -> None:
         turns = self._history.turns
@@ -205,13 +250,18 @@ class ConversationView:
             return
         match entry.role:
             case Role.SYSTEM:
-                self._system = entry.content
-                self._size += len(entry.content.encode())
-                _feed(self._hash, "system", entry.content)
+                if not self._prompt_swapped:
+                    self._add_to_system(entry.content)
             case Role.USER:
                 self._extra += 1
-                text = self._spec.tagged(entry.content).content if entry.content else ""
-                (self._held if entry.turn_number else self._open).append(self._visible(text))
+                placement = self._placement(entry)
+                if placement == "user":
+                    text = self._spec.tagged(entry.content).content if entry.content else ""
+                    (self._held if entry.turn_number else self._open).append(self._visible(text))
+                elif placement == "message":
+                    self._held_system.append(self._visible(entry.content))
+                else:
+                    self._add_to_system(self._visible(entry.content))
             case Role.ASSISTANT if entry.agent_id == self.agent.id:
                 self._own(entry)
             case Role.ASSISTANT if entry.tool_call is None:
@@ -226,6 +276,13 @@ class ConversationView:
                 self._close(Message(role=Role.TOOL, content=entry.content, tool_result=entry.tool_result))
 
     def _own(self, entry: ConversationTurn) -> None:
+        if entry.tool_call is not None and self._closed and (last := self._closed[-1]).tool_calls:
+            # Calls made together are one message, which their results follow.
+            content = "\n\n".join(text for text in (last.content, entry.content) if text)
+            self._closed[-1] = replace(last, content=content, tool_calls=(*last.tool_calls, entry.tool_call))
+            self._size += _feed(self._hash, "together", entry.content)
+            _digest_call(self._hash, entry.tool_call)
+            return
         after_tool = self._closed and self._closed[-1].role is Role.TOOL
         self._open += self._held
         self._held = []
@@ -235,11 +292,30 @@ class ConversationView:
                 self._placeholders += 1
             self._close(Message(role=Role.USER, content="\n\n".join(self._open)))
             self._open = []
+        for text in self._held_system:
+            self._close(Message(role=Role.SYSTEM, content=text))
+        self._held_system = []
         if entry.tool_call is not None:
             self._close(Message(role=Role.ASSISTANT, content=entry.content, tool_calls=(entry.tool_call,)))
         else:
-            thinking = entry.thinking if self.agent.thinking_visible == "own" else ()
+            thinking = self._own_thinking(entry) if self.agent.thinking_visible == "own" else ()
             self._close(Message(role=Role.ASSISTANT, content=self._visible(entry.content), thinking=thinking))
+
+    def _own_thinking(self, entry: ConversationTurn) -> tuple[ThinkingBlock, ...]:
+        if entry.model in (None, self.agent.model):
+            return entry.thinking
+        return tuple(ThinkingBlock(block.text) for block in entry.thinking if block.text and not block.redacted)
+
+    def _placement(self, entry: ConversationTurn) -> str:
+        """Where the text of an entry stands, as far as the agent's model allows it."""
+        if entry.placement == "user":
+            return "user"
+        allowed = late_system(self.agent.model)
+        return entry.placement if allowed == "message" else allowed
+
+    def _add_to_system(self, text: str) -> None:
+        self._system.append(text)
+        self._size += _feed(self._hash, "system", text)
 
     def _labelled(self, label: str, entry: ConversationTurn, text: str) -> str:
         name = self._names[entry.agent_id or ""]
@@ -269,14 +345,18 @@ def _digest(state: "hashlib.blake2b", message: Message) -> int:
     size = _feed(state, message.role, message.content)
     for block in message.thinking:
         _feed(state, "thinking", block.text)
-        _feed(state, "signature", block.signature or "")
+        _feed(state, "redacted" if block.redacted else "signature", block.signature or "")
     for call in message.tool_calls:
-        _feed(state, "call", call.id)
-        _feed(state, "name", call.name)
-        _feed(state, "arguments", call.arguments)
+        _digest_call(state, call)
     if (result := message.tool_result) is not None:
         _feed(state, "error" if result.is_error else "result", result.call_id)
     return size
+
+
+def _digest_call(state: "hashlib.blake2b", call: ToolCall) -> None:
+    _feed(state, "call", call.id)
+    _feed(state, "name", call.name)
+    _feed(state, "arguments", call.arguments)
 
 
 def _feed(state: "hashlib.blake2b", kind: str, text: str) -> int:

@@ -5,15 +5,18 @@ other way to change it, so a resumed conversation cannot differ from one that wa
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from pidgin_cli.core.errors import LogError
 from pidgin_cli.core.events import (
     AgentNamedEvent,
     APIErrorEvent,
     ContextTruncationEvent,
+    ConversationBranchedEvent,
     ConversationEndEvent,
     ConversationResumedEvent,
     ConversationStartEvent,
@@ -37,11 +40,16 @@ from pidgin_cli.core.events import (
 from pidgin_cli.core.types import FinishReason, Role, ThinkingBlock, ToolCall, ToolResult, Usage
 from pidgin_cli.spec.conversation import ConversationSpec
 
+from .branch import SHARED, prefix_digest
 from .history import ConversationHistory, ConversationState, ConversationTurn, ConversationView
 
-__all__ = ["Progress"]
+__all__ = ["SCRIPT", "Progress"]
 
 NAME_NOTICE = "Your name in this conversation is {name}."
+SCRIPT = "script"
+"""The source of what a spec's `interventions` do."""
+_TOKENS_PER_BYTE = 0.25
+"""Before a model has counted anything."""
 _CALIBRATE_FROM_BYTES = 400
 """Shorter requests say little about tokens per byte: templates and tags outweigh the text."""
 
@@ -58,17 +66,28 @@ class Progress:
 
     def __init__(self, spec: ConversationSpec) -> None:
         self.spec = spec
+        self.agents = {agent.id: agent for agent in spec.agents}
+        """As they are now: interventions swap models and system prompts."""
         self.history = ConversationHistory()
         self.names = {agent.id: agent.name for agent in spec.agents}
         self.views = {agent.id: ConversationView(agent, spec, self.history, self.names) for agent in spec.agents}
         self.started = False
         self.prompted: set[str] = set()
         """Agents whose system prompt is recorded."""
+        self.shared: str | None = None
+        """Digest of what a branch shares with its origin."""
+        self.shared_turns = self.shared_messages = 0
+        self.opening = spec.opening
+        """Of a branch, that of the conversation it leaves, whatever its own spec says."""
+        self.branched = False
+        """That the conversation is a branch is recorded, beyond its first line."""
         self.warned: set[tuple[str | None, str]] = set()
         """Agents and settings that a warning is recorded about."""
         self.named: set[str] = set()
         self.injected: Counter[tuple[int, str, str]] = Counter()
         """How many texts have been put in, by turn, agent and source."""
+        self.scripted: Counter[int] = Counter()
+        """How many interventions of the script are recorded, by turn."""
         self.turn = 0
         self.turns_complete = 0
         self.speakers: tuple[str, ...] = ()
@@ -86,7 +105,7 @@ class Progress:
         self.prompt_tokens: int | None = 0
         self.completion_tokens: int | None = 0
         self.cost: float | None = 0.0
-        self.tokens_per_byte = {agent.id: 0.25 for agent in spec.agents}
+        self.tokens_per_byte = {agent.id: _TOKENS_PER_BYTE for agent in spec.agents}
         self.wrong_model = False
         self.notable: dict[str, int] = {}
         self.ended: ConversationEndEvent | None = None
@@ -103,7 +122,12 @@ class Progress:
         for event in events:
             match event:
                 case ConversationStartEvent() if not self.started:
-                    pass
+                    if self.shared is not None and (event.branch_of or {}).get("digest") != self.shared:
+                        origin = (event.branch_of or {}).get("conversation_id")
+                        raise LogError(
+                            f"the record of {origin}, which this conversation branches off, is not what it was: the "
+                            f"branch can be read, but it cannot go on"
+                        )
                 case _ if not self.started:
                     raise LogError(
                         "the record does not begin with the start of the conversation: it can be read, but the "
@@ -127,12 +151,47 @@ class Progress:
                     raise _gap(self.history.messages, self.turn)
             self.advance(event)
 
+    def share(self, prefix: Sequence[Event]) -> None:
+        """Begin as a branch: take in what another conversation said before the two part, but none of its sums.
+
+        Agents have the models and system prompts that the branch's own spec names.
+
+        Raises:
+            LogError: an agent of that conversation has no seat in this one, or something is missing from the prefix.
+        """
+        self.shared = prefix_digest(prefix)
+        seated = self.agents.keys()
+        for agent in self.spec.agents:
+            self._prompt(agent.id, agent.system_prompt)
+        opened = False
+        for event in prefix:
+            match event:
+                case ConversationStartEvent():
+                    if missing := [agent.id for agent in event.agents if agent.id not in seated]:
+                        raise LogError(f"agent {missing[0]} of {event.conversation_id} has no seat in its branch")
+                    if not opened:
+                        self.opening = event.opening
+                        self._outside(event.opening, 0, None)
+                    opened = True
+                case InterventionEvent(kind="mute" | "swap_model" | "swap_system_prompt"):
+                    pass
+                case MessageCompleteEvent():
+                    self._message(event)
+                case _ if isinstance(event, SHARED):
+                    self.advance(event)
+        self.uncounted = self.last_message = None
+        self.asked, self.in_flight = None, False
+        self.notable, self.wrong_model, self._first_seen = {}, False, {}
+        self.injected.clear()
+        self.scripted.clear()
+        self.shared_turns, self.shared_messages = self.turns_complete, self.history.messages
+
     def _in_turn(self, event: MessageRequestEvent | InterventionEvent) -> bool:
         return self.turn_open and event.turn_number == self.turn
 
     def _before_turn(self, event: InterventionEvent) -> bool:
         """Said between two turns, just before the conversation was stopped."""
-        by_script = event.source.startswith("awareness:")
+        by_script = event.source == SCRIPT or event.source.startswith("awareness:")
         return not by_script and not self.turn_open and event.turn_number == self.turn + 1
 
     def advance(self, event: Event) -> None:
@@ -151,18 +210,17 @@ class Progress:
             case TurnCompleteEvent():
                 self.turns_complete, self.turn_open = event.turn_number, False
             case ThinkingCompleteEvent():
-                self._thinking.append(ThinkingBlock(event.content, event.signature))
+                self._thinking.append(ThinkingBlock(event.content, event.signature, event.redacted))
             case ConversationStartEvent():
                 self.started = True
-                self._outside(event.opening, 0, None)
+                if self.shared is None:
+                    self._outside(event.opening, 0, None)
             case SystemPromptEvent():
                 self.prompted.add(event.agent_id)
-                if event.text is not None:
-                    self.history.append(
-                        ConversationTurn(
-                            role=Role.SYSTEM, content=event.text, turn_number=0, audience=(event.agent_id,)
-                        )
-                    )
+                if self.shared is None:
+                    self._prompt(event.agent_id, event.text)
+            case ConversationBranchedEvent():
+                self.branched = True
             case WarningEvent():
                 self.warned.add((event.agent_id, event.what))
             case AgentNamedEvent():
@@ -170,9 +228,7 @@ class Progress:
                 self.names[event.agent_id] = event.name
                 self._outside(NAME_NOTICE.format(name=event.name), 0, (event.agent_id,))
             case InterventionEvent():
-                self._outside(event.text or "", event.turn_number, event.audience)
-                for agent_id in event.audience:
-                    self.injected[event.turn_number, agent_id, event.source] += 1
+                self._intervention(event)
             case ContextTruncationEvent() | HistoryCompactedEvent():
                 self._compact(event)
             case ToolCallEvent():
@@ -200,6 +256,8 @@ class Progress:
             case MessageAbandonedEvent():
                 self._thinking = []
                 self.in_flight = False
+            case RateLimitEvent(reason="limit"):
+                pass  # it may have been sent since
             case RateLimitEvent() | APIErrorEvent():
                 self.in_flight = event.wait_s is not None
             case ConversationEndEvent():
@@ -208,15 +266,48 @@ class Progress:
             case ConversationResumedEvent():
                 self.ended = None
 
-    def _outside(self, text: str, turn_number: int, audience: tuple[str, ...] | None) -> None:
-        self.history.append(ConversationTurn(role=Role.USER, content=text, turn_number=turn_number, audience=audience))
+    def _outside(self, text: str, turn_number: int, audience: tuple[str, ...] | None, placement: str = "user") -> None:
+        self.history.append(
+            ConversationTurn(
+                role=Role.USER, content=text, turn_number=turn_number, audience=audience, placement=placement
+            )
+        )
+
+    def _prompt(self, agent_id: str, text: str | None) -> None:
+        if text is not None:
+            self.history.append(ConversationTurn(role=Role.SYSTEM, content=text, turn_number=0, audience=(agent_id,)))
+
+    def _intervention(self, event: InterventionEvent) -> None:
+        if event.source == SCRIPT:
+            self.scripted[event.turn_number] += 1
+        agent_id = event.agent_id or ""
+        match event.kind:
+            case "inject":
+                self._outside(event.text or "", event.turn_number, event.audience, event.placement or "user")
+                for addressee in event.audience:
+                    self.injected[event.turn_number, addressee, event.source] += 1
+            case "edit" if event.edited_index is not None:
+                self.history.edit(event.edited_index, event.after or "")
+                for view in self.views.values():
+                    view.reread()
+            case "swap_model" if event.after is not None:
+                self._swap(agent_id, model=event.after)
+                self.tokens_per_byte[agent_id] = _TOKENS_PER_BYTE
+                self._first_seen = {mark: value for mark, value in self._first_seen.items() if mark[0] != agent_id}
+            case "swap_system_prompt":
+                self._swap(agent_id, system_prompt=event.after)
+
+    def _swap(self, agent_id: str, **changes: str | None) -> None:
+        agent = self.agents[agent_id] = replace(self.agents[agent_id], **changes)
+        self.views[agent_id].swap(agent)
 
     def _message(self, event: MessageCompleteEvent) -> None:
         if event.message_index != self.history.messages or event.turn_number != self.turn:
             raise _gap(event.message_index, event.turn_number)
         asked, self.asked = self.asked, None
         prompt_tokens = event.usage.prompt_tokens
-        if asked is not None and prompt_tokens is not None and asked.size >= _CALIBRATE_FROM_BYTES:
+        same_model = event.model_requested == self.agents[event.agent_id].model
+        if asked is not None and prompt_tokens is not None and same_model and asked.size >= _CALIBRATE_FROM_BYTES:
             self.tokens_per_byte[event.agent_id] = min(2.0, max(0.05, prompt_tokens / asked.size))
         self.history.append(
             ConversationTurn(
@@ -225,6 +316,7 @@ class Progress:
                 turn_number=event.turn_number,
                 agent_id=event.agent_id,
                 message_index=event.message_index,
+                model=event.model_requested if self._thinking else None,
                 thinking=tuple(self._thinking),
             )
         )
@@ -282,8 +374,8 @@ class Progress:
 
     def totals(self) -> Totals:
         return Totals(
-            turns=self.turns_complete,
-            messages=self.history.messages,
+            turns=self.turns_complete - self.shared_turns,
+            messages=self.history.messages - self.shared_messages,
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.completion_tokens,
             cost_usd=self.cost,

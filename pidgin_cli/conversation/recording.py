@@ -39,7 +39,7 @@ def read_recording(path: Path) -> dict[str, list[RecordedReply]]:
                 digests[event.agent_id] = event.digest
                 thinking = []
             case ThinkingCompleteEvent():
-                thinking.append(ThinkingBlock(event.content, event.signature))
+                thinking.append(ThinkingBlock(event.content, event.signature, event.redacted))
             case MessageCompleteEvent():
                 reply = RecordedReply(
                     purpose="message",

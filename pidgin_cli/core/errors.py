@@ -19,7 +19,10 @@
 `Pause` and `Stop` are control signals, not errors; they live with `conversation.Control`.
 """
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:  # `pidgin --help` loads this module, and should not load what the values are made of
+    from .types import RateLimit
 
 __all__ = [
     "AuthenticationFailed",
@@ -76,6 +79,7 @@ class ProviderError(PidginError):
         status: HTTP status, if there was one.
         retry_after_s: seconds the provider asked to wait, if it did.
         attempt: the attempt that failed, counted from 1.
+        limits: what the answer said of the account's limits.
     """
 
     retryable: ClassVar[bool] = False
@@ -88,12 +92,14 @@ class ProviderError(PidginError):
         status: int | None = None,
         retry_after_s: float | None = None,
         attempt: int = 1,
+        limits: "tuple[RateLimit, ...]" = (),
     ) -> None:
         super().__init__(message)
         self.provider = provider
         self.status = status
         self.retry_after_s = retry_after_s
         self.attempt = attempt
+        self.limits = limits
 
 
 class AuthenticationFailed(ProviderError):

@@ -63,7 +63,8 @@ class ConversationStartEvent(Event, frozen=True, kw_only=True, omit_defaults=Tru
     arm: str
     repetition: int
     branch_of: dict[str, Any] | None = None
-    """Origin of a branch: conversation, turn, message index."""
+    """Where a branch leaves another conversation: `conversation_id`, `turn`, `message_index` of the first message of
+    its own, and `digest` of what it shares with that conversation."""
 
 
 class SystemPromptEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
@@ -118,6 +119,8 @@ class ThinkingCompleteEvent(Event, frozen=True, kw_only=True, omit_defaults=True
     """Of all blocks of the reply; stands on the last one."""
     signature: str | None = None
     """The vendor's, which goes back to the same model."""
+    redacted: bool = False
+    """The vendor keeps the text to itself: `signature` holds it encrypted."""
 
 
 class MessageCompleteEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
@@ -205,7 +208,7 @@ class AttractorEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class InterventionEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
-    """Text put in from outside, or a message changed from outside."""
+    """Something done to the conversation from outside."""
 
     turn_number: int
     """0: with the opening."""
@@ -213,11 +216,24 @@ class InterventionEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
     """`person`, `script`, `awareness:<name>`, `naming` or `delegate`."""
     audience: tuple[str, ...]
     """Agent ids that see it."""
+    kind: Literal["inject", "edit", "mute", "swap_model", "swap_system_prompt"] = "inject"
+    """`inject`: text put in. `edit`: `edited_index` reads otherwise from here on. `mute`: the agent is silent.
+    `swap_…`: the agent has another model or system prompt from here on."""
+    agent_id: str | None = None
+    """Whom it concerns; absent for `inject`, which has an audience."""
     text: str | None = None
+    """What was put in."""
     before: str | None = None
+    """The message, the model or the system prompt that `after` takes the place of; absent: there was none."""
     after: str | None = None
+    """Absent: none."""
+    edited_index: int | None = None
+    """The message that was edited; its `MessageCompleteEvent` stays as it is."""
+    turns: int | None = None
+    """How many turns the agent is silent."""
     placement: str = ""
-    """`user`: as user text with the prompt tag, in every family."""
+    """Where the text stands. `user`: as user text with the prompt tag, in every family. `message`: as a system message
+    at this place. `parameter`: behind the system prompt from here on. Of a new system prompt as of any other."""
     message_index: int = 0
     """The index of the message that came next when it was put in."""
 
@@ -293,7 +309,7 @@ class SafetyDecisionEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class RateLimitEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
-    """A provider or a limit of our own made a request wait."""
+    """A provider or a limit of our own makes a request wait; written when the wait begins to be felt, not after it."""
 
     agent_id: str
     turn_number: int
@@ -301,7 +317,12 @@ class RateLimitEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
     provider: str
     status: int | None = None
     attempt: int
-    wait_s: float
+    """The one that was refused, or that waits to be made."""
+    reason: Literal["refused", "limit"] = "refused"
+    """`refused`: the provider refused the attempt, and another follows. `limit`: the attempt waits in our own queue,
+    for more than a second, so that it will not be refused."""
+    wait_s: float | None = None
+    """Always set when refused. In the queue: at least so long from now on, absent where that cannot be told."""
     message: str = ""
 
 
@@ -322,15 +343,19 @@ class ModelLoadEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class LimitChangedEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
-    """More or fewer requests may be under way at once, after what a request of this conversation met."""
+    """A limit shared by all conversations of the process changed, after what a request of this one met."""
 
     provider: str
     model: str
+    what: str = "requests at once"
+    """What is limited: also `requests per minute`, `tokens per minute`, `input tokens per minute` and
+    `output tokens per minute`."""
     limit: int
-    """Requests to this model at once, over all conversations of the process, from now on."""
-    before: int
+    """Of requests to this model, from now on."""
+    before: int | None = None
+    """Absent: not known until now."""
     why: str
-    """`slow start`, `growth` or `rate limit`."""
+    """`slow start`, `growth` or `rate limit`; per minute `told by the provider`."""
 
 
 class APIErrorEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
@@ -388,16 +413,20 @@ class ConversationBranchedEvent(Event, frozen=True, kw_only=True, omit_defaults=
     """This conversation shares a prefix with another."""
 
     origin: str
+    """The other conversation's id."""
     turn_number: int
+    """The last turn that both share."""
     message_index: int
+    """The first message of its own."""
     changes: dict[str, Any] = field(default_factory=dict)
+    """Settings in which it differs, by name, as [there, here]; absent ones are null."""
 
 
 class Totals(Struct, frozen=True, omit_defaults=True):
     """Sums over a conversation."""
 
     turns: int
-    """Rounds in which every scheduled agent has spoken."""
+    """Rounds in which every scheduled agent has spoken. Of a branch, this and all else here is what is its own."""
     messages: int
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -430,6 +459,13 @@ class ExperimentStartEvent(Event, frozen=True, kw_only=True, omit_defaults=True)
     host: str
     versions: dict[str, str]
     resumed: bool = False
+    todo: int = 0
+    """Conversations that this run begins or goes on with."""
+    max_parallel: int = 1
+    budget: dict[str, float | None] | None = None
+    """Caps in force: USD, tokens and seconds of the experiment, and, as `each_…`, of one conversation."""
+    estimate: dict[str, Any] | None = None
+    """What `todo` was expected to take when it was begun: calls, and lower and upper end of tokens and of USD."""
 
 
 class ExperimentCompleteEvent(Event, frozen=True, kw_only=True, omit_defaults=True):

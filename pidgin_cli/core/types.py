@@ -18,10 +18,12 @@ __all__ = [
     "EndReason",
     "Finish",
     "FinishReason",
+    "LimitsDelta",
     "Message",
     "ModelRequest",
     "ModelResponse",
     "Purpose",
+    "RateLimit",
     "ResponseFold",
     "Retries",
     "Role",
@@ -145,6 +147,8 @@ class ThinkingBlock(Struct, frozen=True, omit_defaults=True):
 
     text: str
     signature: str | None = None
+    redacted: bool = False
+    """The vendor keeps the text to itself: `signature` holds it encrypted."""
 
 
 class Message(Struct, frozen=True, omit_defaults=True):
@@ -223,8 +227,8 @@ class Retries(Struct, frozen=True, omit_defaults=True):
 class ModelRequest(Struct, frozen=True, kw_only=True):
     """Everything one model is asked, and which draw it is.
 
-    `messages` is a legal list: it starts with user, alternates, and holds no blank text. The fields after `settings`
-    are not sent; they identify the draw (for seeded models, caches and events).
+    `messages` is a legal list: it starts with user, alternates, and holds no blank text. The fields after
+    `context_window` are not sent; they identify the draw (for seeded models, caches and events).
     """
 
     model: str
@@ -232,6 +236,8 @@ class ModelRequest(Struct, frozen=True, kw_only=True):
     messages: tuple[Message, ...]
     system: str | None = None
     settings: AgentSettings = AgentSettings()
+    context_window: int | None = None
+    """Tokens that the model is to read at most, prompt and reply together; for servers that have to be told."""
     conversation_id: str = ""
     seed: int = 0
     """The conversation's seed."""
@@ -254,6 +260,8 @@ class ThinkingDelta(Struct, frozen=True, tag=True):
     text: str
     signature: str | None = None
     """Closes the current thinking block."""
+    redacted: bool = False
+    """A block of its own, whose text the vendor keeps to itself; `signature` holds it encrypted."""
 
 
 class ToolCallDelta(Struct, frozen=True, tag=True):
@@ -271,6 +279,26 @@ class UsageDelta(Struct, frozen=True, tag=True):
     usage: Usage
 
 
+class RateLimit(Struct, frozen=True, omit_defaults=True):
+    """What a provider says of one of an account's limits per minute."""
+
+    what: Literal["requests", "tokens", "input tokens", "output tokens"]
+    limit: int | None = None
+    remaining: int | None = None
+    """Left of it at the moment."""
+    reset_s: float | None = None
+    """Seconds until all of it is there again."""
+
+
+class LimitsDelta(Struct, frozen=True, tag=True):
+    """What a reply's headers say of the account's limits; comes before anything else.
+
+    It is meant for `Limited`, which hands on everything but this.
+    """
+
+    limits: tuple[RateLimit, ...]
+
+
 class Finish(Struct, frozen=True, tag=True):
     """The last delta of every complete reply. Wrappers fill in what they know."""
 
@@ -284,7 +312,7 @@ class Finish(Struct, frozen=True, tag=True):
     cached: bool = False
 
 
-Delta = TextDelta | ThinkingDelta | ToolCallDelta | UsageDelta | Finish
+Delta = TextDelta | ThinkingDelta | ToolCallDelta | UsageDelta | LimitsDelta | Finish
 
 
 class ModelResponse(Struct, frozen=True):
@@ -339,17 +367,18 @@ class ResponseFold:
         self._begun = False
 
     def add(self, delta: Delta) -> None:
+        if isinstance(delta, LimitsDelta):
+            return
         self._begun = True
         match delta:
             case TextDelta(text=text):
                 self._text.append(text)
-            case ThinkingDelta(text=text, signature=signature):
+            case ThinkingDelta(text=text, signature=signature, redacted=redacted):
+                if redacted and "".join(self._thinking):
+                    self._close_thinking(None)
                 self._thinking.append(text)
                 if signature is not None:
-                    block, lost = clean_text("".join(self._thinking))
-                    self._signed.append(ThinkingBlock(block, signature))
-                    self._thinking_replaced = self._thinking_replaced or lost
-                    self._thinking.clear()
+                    self._close_thinking(signature, redacted=redacted)
             case ToolCallDelta(index=index, id=call_id, name=name, arguments=arguments):
                 old_id, old_name, pieces = self._calls.get(index, ("", "", []))
                 pieces.append(arguments)
@@ -360,6 +389,12 @@ class ResponseFold:
                 self.finish = delta
             case _:
                 assert_never(delta)
+
+    def _close_thinking(self, signature: str | None, *, redacted: bool = False) -> None:
+        block, lost = clean_text("".join(self._thinking))
+        self._signed.append(ThinkingBlock(block, signature, redacted))
+        self._thinking_replaced = self._thinking_replaced or lost
+        self._thinking.clear()
 
     @property
     def text(self) -> str:

@@ -11,9 +11,10 @@ import platform
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from pidgin_cli.core.errors import LogError
 from pidgin_cli.core.events import Event, ExperimentCompleteEvent, ExperimentStartEvent
@@ -24,6 +25,9 @@ from .log import read_record
 from .state import RunState, advance, run_state
 
 __all__ = ["ConversationEntry", "Manifest", "ManifestTotals", "ManifestWriter", "read_manifest", "rebuild"]
+
+Moment = Annotated[datetime, Meta(tz=True)]
+"""One that can be compared with others."""
 
 
 class ConversationEntry(Struct, omit_defaults=True):
@@ -40,7 +44,7 @@ class ConversationEntry(Struct, omit_defaults=True):
     end_reason: EndReason | None
     convergence: float | None
     log: str
-    updated_at: datetime | None
+    updated_at: Moment | None
     error: str | None = None
 
     @classmethod
@@ -81,9 +85,9 @@ class Manifest(Struct, kw_only=True):
     experiment_id: str
     name: str | None = None
     status: Status = Status.CREATED
-    created_at: datetime
-    started_at: datetime | None = None
-    completed_at: datetime | None = None
+    created_at: Moment
+    started_at: Moment | None = None
+    completed_at: Moment | None = None
     pid: int | None = None
     host: str | None = None
     versions: dict[str, str] = {}
@@ -173,6 +177,8 @@ class ManifestWriter:
     """Keeps `manifest.json` in step with the events, at most two writes a second whatever the load."""
 
     INTERVAL_S = 0.55
+    COSTS_AT_MOST = 50
+    """A write is followed by so many times its duration without one."""
 
     def __init__(self, path: Path, manifest: Manifest, report: Callable[[LogError], None]) -> None:
         """`report` takes the error when a write fails: a full disk must not end a run whose logs still go through."""
@@ -184,6 +190,7 @@ class ManifestWriter:
         self._dirty: set[str] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._last_write = float("-inf")
+        self._interval_s = self.INTERVAL_S
 
     def seed(self, conversation_id: str, state: RunState) -> None:
         """Where a conversation stands before its next event."""
@@ -203,7 +210,7 @@ class ManifestWriter:
         """Something changed; write it soon."""
         if self._timer is None:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_at(max(loop.time(), self._last_write + self.INTERVAL_S), self._due)
+            self._timer = loop.call_at(max(loop.time(), self._last_write + self._interval_s), self._due)
 
     def _due(self) -> None:
         self._timer = None
@@ -217,16 +224,22 @@ class ManifestWriter:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._last_write = asyncio.get_running_loop().time()
+        clock = asyncio.get_running_loop().time
+        self._last_write = clock()
         self.catch_up()
         _write(self._path, self.manifest)
         self.writes += 1
+        # A manifest of many thousands of conversations takes its time, which the conversations have to wait.
+        self._interval_s = max(self.INTERVAL_S, self.COSTS_AT_MOST * (clock() - self._last_write))
 
     def catch_up(self) -> None:
         """Bring `manifest` in step with the events without writing it."""
         for conversation_id in self._dirty:
             log = f"conv_{conversation_id}_events.jsonl"
-            self.manifest.conversations[conversation_id] = ConversationEntry.of(self._states[conversation_id], log)
+            state = self._states[conversation_id]
+            self.manifest.conversations[conversation_id] = ConversationEntry.of(state, log)
+            if state.status not in (Status.CREATED, Status.RUNNING, Status.PAUSED):
+                del self._states[conversation_id]  # ended; one that goes on is seeded again
         self._dirty.clear()
         self.manifest.add_up()
 

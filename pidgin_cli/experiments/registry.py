@@ -1,21 +1,47 @@
-"""Which experiments have a living runner."""
+"""Which experiments have a living runner, and how to ask it for something."""
 
 import contextlib
+import fcntl
 import os
+import platform
+import signal
+import time
+from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 import psutil
 
-from pidgin_cli.core.errors import LogError
+from pidgin_cli.core.errors import LogError, NotFound
 from pidgin_cli.core.types import Status
 from pidgin_cli.eventlog.folder import ExperimentFolder, OutputRoot
 from pidgin_cli.eventlog.manifest import Manifest, read_manifest, rebuild
 
-__all__ = ["HEARTBEAT_S", "PidFile", "current_manifest", "living_runner"]
+__all__ = ["HEARTBEAT_S", "SIGNALS", "PidFile", "Wish", "ask_runner", "current_manifest", "living_runner"]
 
 HEARTBEAT_S = 5.0
+SILENT_AFTER_S = 6 * HEARTBEAT_S
+"""A runner on another machine that has not been heard of for so long is taken for dead."""
+
+
+class Wish(StrEnum):
+    """What may be asked of a runner from another process."""
+
+    STOP = "stop"
+    """Finish the messages under way, then end."""
+    STOP_NOW = "stop_now"
+    """End at once; what has arrived of the messages under way is recorded as abandoned."""
+    PAUSE = "pause"
+    RESUME = "resume"
+
+
+SIGNALS = {
+    Wish.STOP: signal.SIGTERM,
+    Wish.STOP_NOW: signal.SIGQUIT,
+    Wish.PAUSE: signal.SIGUSR1,
+    Wish.RESUME: signal.SIGUSR2,
+}
 
 
 class Runner(NamedTuple):
@@ -54,28 +80,73 @@ class PidFile:
 
 
 def living(pid_file: Path) -> Runner | None:
-    """The runner that a PID file names, if that very process still lives."""
+    """The runner that a PID file names, if that very process still lives on this machine."""
     try:
         data = msgspec.json.decode(pid_file.read_bytes(), type=dict[str, float])
         pid, started = int(data["pid"]), data["started"]
         process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE or abs(process.create_time() - started) > 1.0:
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        # A step of the clock moves the creation times of all processes, but takes no lock away.
+        if abs(process.create_time() - started) > 1.0 and not _is_written(pid_file):
             return None
     except (OSError, msgspec.DecodeError, KeyError, psutil.Error):
         return None
     return Runner(pid, started)
 
 
+def _is_written(pid_file: Path) -> bool:
+    """Whether some process holds the log of the experiment that a PID file belongs to."""
+    experiment_id = pid_file.stem.removeprefix("exp_")
+    for log in pid_file.parent.parent.glob(f"experiment_{experiment_id}_*/experiment_events.jsonl"):
+        with log.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+    return False
+
+
 def living_runner(root: OutputRoot, experiment_id: str) -> Runner | None:
-    """The process that runs an experiment now."""
+    """The process that runs an experiment now, on this machine."""
     return living(root.pid_file(experiment_id))
+
+
+def _heard_of(root: OutputRoot, manifest: Manifest) -> bool:
+    """Whether a runner on another machine, with which the output root is shared, still shows signs of life."""
+    if manifest.host in (None, platform.node()):
+        return False
+    try:
+        return time.time() - root.pid_file(manifest.experiment_id).stat().st_mtime < SILENT_AFTER_S
+    except OSError:
+        return False
+
+
+def ask_runner(root: OutputRoot, experiment_id: str, wish: Wish) -> Runner:
+    """Ask the process that runs an experiment for something. Gives that process; it does what it is asked soon after.
+
+    Raises:
+        NotFound: no process on this machine runs it.
+        LogError: it is another user's.
+    """
+    runner = living_runner(root, experiment_id)
+    if runner is None:
+        raise NotFound(f"{experiment_id} is not running here")
+    try:
+        os.kill(runner.pid, SIGNALS[wish])
+    except ProcessLookupError:
+        raise NotFound(f"{experiment_id} is not running any more") from None
+    except PermissionError:
+        raise LogError(f"process {runner.pid}, which runs {experiment_id}, belongs to another user") from None
+    return runner
 
 
 def current_manifest(root: OutputRoot, folder: ExperimentFolder) -> Manifest:
     """The manifest with its status as it is now: what seems to run without a living runner is interrupted."""
     manifest = read_manifest(folder)
     unfinished = (Status.CREATED, Status.RUNNING, Status.PAUSED)
-    if manifest.status in unfinished and living_runner(root, folder.experiment_id) is None:
+    dead = living_runner(root, folder.experiment_id) is None and not _heard_of(root, manifest)
+    if manifest.status in unfinished and dead:
         if _behind(folder):
             manifest = rebuild(folder)
         manifest.status = Status.INTERRUPTED

@@ -14,6 +14,7 @@ from pidgin_cli.core.events import (
     APIErrorEvent,
     ContextLimitEvent,
     ContextTruncationEvent,
+    ConversationBranchedEvent,
     ConversationEndEvent,
     ConversationPausedEvent,
     ConversationResumedEvent,
@@ -106,12 +107,18 @@ class ChatDisplay:
         show_thinking: bool = False,
         show_system_prompts: bool = False,
         following: bool = True,
+        pieces: bool = True,
     ) -> None:
-        """`following`: the conversation runs now, so that waiting is shown."""
+        """
+        Args:
+            following: the conversation runs now, so that waiting is shown.
+            pieces: replies come piece by piece; without, nothing is to be seen of one until it is whole.
+        """
         self._console = console
         self._show_thinking = show_thinking
         self._show_system_prompts = show_system_prompts
         self._following = following
+        self._pieces = pieces
         self._agents: dict[str, Agent] = {}
         self._names: dict[str, str] = {}
         self._colours: dict[str, str] = {}
@@ -203,6 +210,8 @@ class ChatDisplay:
                 self._message(event)
             case MessageAbandonedEvent():
                 self._abandoned(event)
+            case RateLimitEvent(reason="limit"):
+                self._queue(event)
             case RateLimitEvent():
                 self._retry(
                     event.agent_id, f"rate limit of {event.provider}", event.message, event.attempt, event.wait_s
@@ -211,6 +220,8 @@ class ChatDisplay:
                 self._retry(event.agent_id, event.error, event.message, event.attempt, event.wait_s)
             case InterventionEvent():
                 self._intervention(event)
+            case ConversationBranchedEvent():
+                self._note(f"branches off {event.origin} after turn {event.turn_number}")
             case ContextTruncationEvent():
                 omitted = count(event.view.omitted, "message")
                 self._note(f"{self._name(event.agent_id)} no longer sees the first {omitted}")
@@ -316,11 +327,29 @@ class ChatDisplay:
         self._note(f"↻ {what}: {short}; attempt {attempt + 1} in {_seconds(wait_s * 1000)}", "yellow")
         self._wait(f"waiting to ask {self._name(agent_id)} again")
 
+    def _queue(self, event: RateLimitEvent) -> None:
+        """The attempt has not been made: what stands on the screen stays as it is."""
+        self._aside(f"{self._name(event.agent_id)} {_queued(event)}", "yellow")
+        self._wait(f"waiting to ask {self._name(event.agent_id)}")
+
     def _intervention(self, event: InterventionEvent) -> None:
         everyone = set(event.audience) == set(self._agents)
         whom = "everyone" if everyone else ", ".join(self._name(agent_id) for agent_id in event.audience)
-        self._note(f"{event.source} to {whom}:")
-        self._block(event.text or event.after or "", Style(italic=True))
+        agent = self._name(event.agent_id or "")
+        text = event.text if event.kind == "inject" else event.after
+        match event.kind:
+            case "inject":
+                self._note(f"{event.source} to {whom}:")
+            case "edit":
+                self._note(f"{event.source}: message {event.edited_index} of {agent} now reads:")
+            case "mute":
+                self._note(f"{event.source}: {agent} is silent for {count(event.turns or 1, 'turn')}")
+            case "swap_model":
+                self._note(f"{event.source}: {agent} is {event.after} from here on")
+            case "swap_system_prompt":
+                self._note(f"{event.source}: {agent} has {'another' if event.after else 'no'} system prompt now")
+        if event.kind in ("inject", "edit") or (event.kind == "swap_system_prompt" and self._show_system_prompts):
+            self._block(text or "", Style(italic=True))
 
     def _end(self, event: ConversationEndEvent) -> None:
         self._quiet()
@@ -382,7 +411,8 @@ class ChatDisplay:
             self._console.print(Rule(Text(title, DIM), style="dim"), width=self._width)
 
     def _wait_for(self, agent_id: str) -> None:
-        self._wait(f"waiting for {self._name(agent_id)}")
+        name = self._name(agent_id)
+        self._wait(f"waiting for {name}" if self._pieces else f"… {name} is speaking")
         if self._following and self._console.is_terminal and self._spinner is None:
             self._head(agent_id)  # a line that cannot be taken back says who is waited for
 
@@ -405,13 +435,29 @@ class ChatDisplay:
 class TailDisplay:
     """One line per event."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(
+        self,
+        console: Console,
+        *,
+        show_thinking: bool = False,
+        show_system_prompts: bool = False,
+        conversations: bool = False,
+    ) -> None:
+        """With the flags, what models think and system prompts stand whole below their line.
+
+        `conversations`: every line says which conversation it is of.
+        """
         self._console = console
+        self._conversations = conversations
+        self._show_thinking = show_thinking
+        self._show_system_prompts = show_system_prompts
 
     def take(self, event: Event) -> None:
         """One event of the conversation."""
         line = Text()
         line.append(f"{event.timestamp.astimezone():%H:%M:%S}  ", DIM)
+        if self._conversations:
+            line.append(f"{visible(event.conversation_id or event.experiment_id):<12} ")
         line.append(f"{type(event).__name__.removesuffix('Event'):<20}", _tail_style(event))
         agent_id = visible(getattr(event, "agent_id", None) or "")
         line.append(f" {agent_id:<3}")
@@ -421,6 +467,15 @@ class TailDisplay:
         line.append(one_line(_said(event), max(0, width - line.cell_len)))
         line.truncate(width, overflow="ellipsis")
         self._console.print(line, soft_wrap=True)
+        match event:
+            case ThinkingCompleteEvent(content=text) if self._show_thinking:
+                self._whole(text)
+            case SystemPromptEvent(text=str() as text) if self._show_system_prompts:
+                self._whole(text)
+
+    def _whole(self, text: str) -> None:
+        for line in visible(text).splitlines():
+            self._console.print(Text(f"  {line}", DIM), soft_wrap=True)
 
     def notice(self, text: str) -> None:
         """Something to the person."""
@@ -450,6 +505,8 @@ def _said(event: Event) -> str:
             return f"{_models(event.agents)}: {event.opening}"
         case MessageRequestEvent():
             return f"messages {event.view.start} to {event.view.end}, digest {event.digest[:8]}"
+        case RateLimitEvent(reason="limit"):
+            return _queued(event)
         case RateLimitEvent() | APIErrorEvent():
             wait = "" if event.wait_s is None else f"; again in {event.wait_s:.1f} s"
             return f"{event.message}{wait}"
@@ -482,8 +539,14 @@ def _left_out(event: WarningEvent) -> str:
     return f"{event.what} left out: {event.reason}"
 
 
+def _queued(event: RateLimitEvent) -> str:
+    least = "" if event.wait_s is None else f", at least {_seconds(event.wait_s * 1000)}"
+    return f"waits for {event.provider}{least}: {event.message}"
+
+
 def _limit(event: LimitChangedEvent) -> str:
-    return f"limit of {event.provider} {event.model}: {event.before} → {event.limit} ({event.why})"
+    before = "" if event.before is None else f"{event.before:,} → "
+    return f"{event.what} of {event.provider} {event.model}: {before}{event.limit:,} ({event.why})"
 
 
 def _load(event: ModelLoadEvent) -> str:

@@ -1,7 +1,6 @@
 """Claude, and any server that speaks the Anthropic Messages API, through the official SDK."""
 
 import os
-import re
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
@@ -27,8 +26,10 @@ from pidgin_cli.core.types import (
     Delta,
     Finish,
     FinishReason,
+    LimitsDelta,
     Message,
     ModelRequest,
+    RateLimit,
     Role,
     TextDelta,
     ThinkingDelta,
@@ -38,13 +39,28 @@ from pidgin_cli.core.types import (
 )
 
 from .base import Timeouts
+from .model_rules import default_max_tokens, thinks_adaptively
 from .registry import PROVIDERS, ProviderInfo
-from .wire import CUT_OFF, api_key, arguments_of, base_url, error_class, message_in, one_line, retry_after_s, unfinished
+from .wire import (
+    CUT_OFF,
+    api_key,
+    arguments_of,
+    base_url,
+    error_class,
+    message_in,
+    one_line,
+    rate_limits,
+    retry_after_s,
+    unfinished,
+)
 
 __all__ = ["AnthropicProvider", "default_max_tokens"]
 
 INFO = PROVIDERS["anthropic"]
 DEFAULT_THINK_BUDGET = 4096
+SAMPLING = frozenset({"temperature", "top_p", "top_k"})
+SAMPLING_VERSION = "2023-06-01"
+"""The newest version of the API, as its header names them, that takes sampling parameters."""
 
 # Advice of the SDK to programmers, which would land in the middle of a conversation on the screen.
 warnings.filterwarnings("ignore", message="Using Claude with .* is deprecated", category=UserWarning)
@@ -135,28 +151,6 @@ STREAM_ERRORS: dict[str, type[ProviderError]] = {
 """`error.type` of an error event; the HTTP status was 200 by then."""
 
 
-def default_max_tokens(model: str) -> int:
-    """The most that `model` may write, or less where that is not sure: the API wants a limit, but none too high."""
-    version = _version(model)
-    if version is None:
-        return 64_000 if "claude" in model else 8192
-    if version < (3, 7):
-        return 4096 if version < (3, 5) else 8192
-    return 32_000 if version < (4, 5) and "opus" in model else 64_000
-
-
-def _version(model: str) -> tuple[int, int] | None:
-    """(4, 6) of `claude-opus-4-6` or `claude-4-6-opus`; a date is not a version."""
-    found = re.search(r"claude-(?:[a-z]+-)?(\d{1,2})(?:[-.](\d{1,2}))?(?!\d)", model)
-    return (int(found[1]), int(found[2] or 0)) if found else None
-
-
-def _thinks_adaptively(model: str) -> bool:
-    """Whether the model takes `adaptive`: Claude from 4.6 on; later ones refuse a budget. Without a number: new."""
-    version = _version(model)
-    return "claude" in model if version is None else version >= (4, 6)
-
-
 class AnthropicProvider:
     """Asks Claude.
 
@@ -194,7 +188,7 @@ class AnthropicProvider:
         elif settings.think_budget is not None:
             # A budget that was asked for is sent; a model that takes none says so.
             parameters["thinking"] = {"type": "enabled", "budget_tokens": settings.think_budget}
-        elif settings.think and _thinks_adaptively(request.model):
+        elif settings.think and thinks_adaptively(request.model):
             # Newer models keep their thinking to themselves unless asked.
             parameters["thinking"] = {"type": "adaptive", "display": "summarized"}
         elif settings.think:
@@ -209,16 +203,21 @@ class AnthropicProvider:
         # SDK 2 has no arguments for these.
         extra = {name: parameters.pop(name) for name in ("temperature", "top_p") if name in parameters}
         extra |= parameters.pop("extra", {})
+        # The version of the API that SDK 2 names refuses them for every model, whatever their value.
+        version = {"anthropic-version": SAMPLING_VERSION} if SAMPLING & extra.keys() else None
         with self._translating():
             stream = await self._client.messages.create(
                 model=request.model,
                 messages=_messages(request.messages),
                 system=request.system or sdk.omit,
                 stream=True,
+                extra_headers=version,
                 extra_body=extra or None,
                 **parameters,
             )
             async with stream, aclosing(_deltas(stream)) as deltas:
+                if limits := rate_limits(stream.response.headers):
+                    yield LimitsDelta(limits)
                 async for delta in deltas:
                     yield delta
 
@@ -244,10 +243,11 @@ def translate(exc: Exception, *secrets: str) -> ProviderError:
     """The SDK's exception as ours, by its type."""
     kind = next(ERRORS[cls] for cls in type(exc).__mro__ if cls in ERRORS)
     text, status, retry_after = str(exc), None, None
+    limits: tuple[RateLimit, ...] = ()
     match exc:
         case sdk.APIStatusError():
             text = message_in(exc.body) or f"the server answered with status {exc.status_code}"
-            retry_after = retry_after_s(exc.response.headers)
+            retry_after, limits = retry_after_s(exc.response.headers), rate_limits(exc.response.headers)
             if exc.status_code < 400:
                 kind = STREAM_ERRORS.get(str(exc.type), Overloaded)
             else:
@@ -271,7 +271,7 @@ def translate(exc: Exception, *secrets: str) -> ProviderError:
             text = "the request holds text that UTF-8 cannot carry"
         case ValueError() | TypeError() | AttributeError():
             text = f"the server sent what the Anthropic API does not: {exc}"
-    return kind(one_line(text, *secrets), provider=INFO.name, status=status, retry_after_s=retry_after)
+    return kind(one_line(text, *secrets), provider=INFO.name, status=status, retry_after_s=retry_after, limits=limits)
 
 
 def _messages(messages: Sequence[Message]) -> list[Any]:
@@ -289,7 +289,9 @@ def _messages(messages: Sequence[Message]) -> list[Any]:
                 sent.append({"role": "user", "content": [block]})
             continue
         blocks: list[Any] = [
-            {"type": "thinking", "thinking": thought.text, "signature": thought.signature}
+            {"type": "redacted_thinking", "data": thought.signature}
+            if thought.redacted
+            else {"type": "thinking", "thinking": thought.text, "signature": thought.signature}
             for thought in message.thinking
             if thought.signature is not None and message.role is Role.ASSISTANT
         ]
@@ -322,6 +324,8 @@ async def _deltas(stream: sdk.AsyncStream[RawMessageStreamEvent]) -> AsyncGenera
                     yield TextDelta(block.text)
                 elif block.type == "thinking" and block.thinking:
                     yield ThinkingDelta(block.thinking)
+                elif block.type == "redacted_thinking":
+                    yield ThinkingDelta("", signature=block.data, redacted=True)
                 elif block.type == "tool_use":
                     yield ToolCallDelta(event.index, id=block.id, name=block.name)
             case "content_block_delta":

@@ -51,6 +51,7 @@ LOCKED_PAUSE_S = 1.0
 ADMIN_WAIT_S = 5.0
 
 _NOT_SENT = {
+    "context_window",  # where it is sent it stands among the parameters
     "conversation_id",
     "seed",
     "agent_id",
@@ -396,7 +397,7 @@ class Cached:
 def _deltas(response: ModelResponse, attempt: int, took_ms: float) -> Iterator[Delta]:
     message = response.message
     for block in message.thinking:
-        yield ThinkingDelta(block.text, block.signature)
+        yield ThinkingDelta(block.text, block.signature, block.redacted)
     if message.content:
         yield TextDelta(message.content)
     yield UsageDelta(response.usage)

@@ -6,9 +6,9 @@ from typing import Any, Literal, NamedTuple, cast
 
 from pidgin_cli.core.errors import PidginError, SpecError
 
-from .registry import ProviderInfo
+from .registry import ProviderInfo, missing_key
 
-__all__ = ["FoundKey", "fetch_key", "find_key", "remove_key", "store_key", "stored_key"]
+__all__ = ["FoundKey", "fetch_key", "find_key", "key_fault", "remove_key", "store_key", "stored_key"]
 
 SERVICE = "pidgin"
 
@@ -86,3 +86,19 @@ def fetch_key(info: ProviderInfo) -> None:
     found = find_key(info)
     if found is not None and found.source == "keyring":
         os.environ[found.variable] = stored_key(found.variable) or ""
+
+
+def key_fault(info: ProviderInfo) -> str | None:
+    """What to do about a provider's missing key, or None when it is there or none is needed.
+
+    A key from the keyring is put into the environment on the way.
+    """
+    fetch_key(info)
+    variable = missing_key(info)
+    if variable is None:
+        return None
+    try:
+        stored_key(variable)
+    except PidginError:  # there is none, or it is locked
+        return f"needs a key: export {variable}=…"
+    return f"needs a key: export {variable}=…, or keep it with: pidgin keys set {info.name}"

@@ -43,8 +43,9 @@ A message that took several attempts has the same text as if the first had succe
 | `refusal`        | a whole reply that declines, marked as a refusal                     | no error    |
 | `length`         | a reply that breaks off within a sentence, marked as cut for length  | no error    |
 
-A token of this model is a word, and four characters of what it is sent. Settings other than `think` do not change what
-it writes.
+A token of this model is a word, and four characters of what it is sent. Of the settings, `think` makes it think, `stop`
+ends the text before what it names, and `max_tokens` cuts the reply, thinking first, to so many words. The others do not
+change what it writes.
 
 `local:silent` answers every message with the empty text, and calls itself Silence.
 """
@@ -343,6 +344,10 @@ def _reply(params: _Params, request: ModelRequest) -> _Reply:
             text, finish = _cut(text).rstrip(" \n.,;:?!"), FinishReason.LENGTH
         case "disconnect" | "hang":
             text = _cut(text)
+    text = _before(text, request.settings.stop or ())
+    if (limit := request.settings.max_tokens) is not None and len(text.split()) + len(thinking.split()) > limit:
+        thinking = _first(thinking, limit)
+        text, finish = _first(text, limit - len(thinking.split())), FinishReason.LENGTH
     size = params.chunk or (1 if params.chunk_ms else None)
     pieces: list[TextDelta | ThinkingDelta] = [ThinkingDelta(piece) for piece in _split(thinking, size)]
     pieces += [TextDelta(piece) for piece in _split(text, size)]
@@ -408,6 +413,16 @@ def _cut(text: str) -> str:
     """The first half of a text."""
     words = _words(text)
     return "".join(words[: (len(words) + 1) // 2])
+
+
+def _before(text: str, stops: Collection[str]) -> str:
+    """The text up to the first of the stops."""
+    return text[: min((at for stop in stops if stop and (at := text.find(stop)) >= 0), default=len(text))]
+
+
+def _first(text: str, words: int) -> str:
+    """The first words of a text."""
+    return "".join(_words(text)[:words]).rstrip()
 
 
 _words = re.compile(r"\s*\S+\s*|\s+").findall

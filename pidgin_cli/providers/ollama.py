@@ -2,9 +2,10 @@
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import httpx
 import msgspec
@@ -33,18 +34,31 @@ from pidgin_cli.core.types import (
 )
 
 from .base import Timeouts
+from .inline_thinking import ThinkingSplitter
+from .ollama_setup import EXAMPLE, place
 from .registry import PROVIDERS, ProviderInfo, address
-from .wire import CUT_OFF, arguments_of, error_class, message_in, one_line, retry_after_s
+from .wire import CUT_OFF, arguments_of, bad_address, error_class, message_in, one_line, retry_after_s
 
 try:
     import ollama as sdk
 except ValueError as bad_host:
     # The SDK opens a client when it is imported, and so reads OLLAMA_HOST then.
-    raise SpecError("OLLAMA_HOST is not an address like 127.0.0.1:11434; correct or unset it") from bad_host
+    raise SpecError(f"OLLAMA_HOST is not an address like {EXAMPLE}; correct or unset it") from bad_host
 
-__all__ = ["OllamaProvider", "PullProgress"]
+__all__ = ["DEFAULT_CONTEXT", "KEEP_ALIVE_S", "OllamaProvider", "PullProgress"]
 
 INFO = PROVIDERS["ollama"]
+DEFAULT_CONTEXT = 16_384
+"""Tokens of context where nobody says otherwise; memory grows with them."""
+DEFAULT_REPLY = 4096
+"""Tokens that a reply may take where no limit is set, for the size of the context that one question needs."""
+KEEP_ALIVE_S = 1800.0
+"""Seconds after its last request until the server may unload a model on its own. Ollama's 300 are shorter than many a
+pause between two messages."""
+SHOW_S = 10.0
+"""Seconds a server may take to say what a model is."""
+FIELDS = ("format", "keep_alive", "logprobs", "options", "think", "top_logprobs")
+"""Words of `extra` that stand in the request itself; all others are options."""
 
 FINISH_REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 
@@ -73,21 +87,35 @@ class PullProgress(Struct, frozen=True):
     total: int | None = None
 
 
+class _Shown(NamedTuple):
+    """What Ollama says of a model's context, in tokens. None: nothing."""
+
+    length: int | None = None
+    """The most the model can have."""
+    num_ctx: int | None = None
+    """What its Modelfile sets."""
+
+
 class OllamaProvider:
-    """Asks a model in Ollama, at `OLLAMA_HOST` or on this machine."""
+    """Asks a model in Ollama, at `OLLAMA_HOST`, where the settings say, or on this machine."""
 
     def __init__(self, timeouts: Timeouts, info: ProviderInfo = INFO) -> None:
         self._connect_s = timeouts.connect_s
         self._secret = os.environ.get("OLLAMA_API_KEY", "")
+        self._shown: dict[str, _Shown] = {}
+        self._netloc = place(info).netloc
         try:
             self._client = sdk.AsyncClient(address(info), timeout=httpx.Timeout(None, connect=timeouts.connect_s))
         except (ValueError, httpx.InvalidURL) as exc:
-            raise SpecError("OLLAMA_HOST is not an address like 127.0.0.1:11434; correct or unset it") from exc
+            raise bad_address(info, EXAMPLE) from exc
 
     def effective_parameters(self, request: ModelRequest) -> dict[str, Any]:
-        """What is sent besides model and text, under the API's own names. A thinking budget has none here."""
+        """What is sent besides model and text, under the API's own names. A thinking budget has none here.
+
+        The context is always sent: Ollama's own is small, and it drops what does not fit without a word.
+        """
         settings = request.settings
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {"num_ctx": request.context_window or DEFAULT_CONTEXT}
         for name, theirs in (
             ("temperature", "temperature"),
             ("top_p", "top_p"),
@@ -98,13 +126,51 @@ class OllamaProvider:
                 options[theirs] = value
         if settings.stop is not None:
             options["stop"] = list(settings.stop)
-        options |= settings.extra or {}
-        parameters: dict[str, Any] = {"options": options} if options else {}
+        extra = settings.extra or {}
+        options |= {name: value for name, value in extra.items() if name not in FIELDS}
+        if isinstance(more := extra.get("options"), dict):
+            options |= more
+        parameters: dict[str, Any] = {"options": options, "keep_alive": KEEP_ALIVE_S}
         if settings.think is False:
             parameters["think"] = False
         elif settings.effort is not None or settings.think:
             parameters["think"] = settings.effort or True
-        return parameters
+        return parameters | {name: extra[name] for name in FIELDS if name in extra and name != "options"}
+
+    async def served_window(self, request: ModelRequest) -> int:
+        """Tokens of context that the model will have for `request`: what is asked for, as far as the model has it.
+
+        Where nobody asks for a number it is the one of the model's Modelfile, else all that a model in Ollama's cloud
+        has, else `DEFAULT_CONTEXT` or the next power of two times it into which the request's own text fits.
+        """
+        shown = await self._show(request.model)
+        wanted = _own_context(request) or request.context_window or shown.num_ctx
+        if wanted is None and request.model.endswith(("-cloud", ":cloud")):
+            wanted = shown.length
+        if wanted is None:
+            wanted = DEFAULT_CONTEXT
+            size = sum(len(message.content.encode("utf-8", "replace")) for message in request.messages)
+            while wanted < size // 2 + (request.settings.max_tokens or DEFAULT_REPLY) and size:
+                wanted *= 2
+        return wanted if shown.length is None else min(wanted, shown.length)
+
+    async def _show(self, model: str) -> _Shown:
+        """What the server says of a model; nothing where it does not answer, for the request itself will tell why."""
+        if model not in self._shown:
+            try:
+                async with asyncio.timeout(SHOW_S):
+                    with self._translating(model):
+                        about = await self._client.show(model)
+            except (ProviderError, TimeoutError):
+                return _Shown()
+            facts = about.modelinfo or {}
+            length = facts.get(f"{facts.get('general.architecture')}.context_length")
+            set_in_file = re.search(r"^num_ctx\s+(\d+)\s*$", about.parameters or "", re.MULTILINE)
+            self._shown[model] = _Shown(
+                length if isinstance(length, int) and length > 0 else None,
+                int(set_in_file[1]) if set_in_file else None,
+            )
+        return self._shown[model]
 
     async def stream_response(self, request: ModelRequest) -> AsyncIterator[Delta]:
         with self._translating(request.model):
@@ -157,11 +223,23 @@ class OllamaProvider:
         except ProviderError:
             raise
         except tuple(ERRORS) as exc:
-            raise translate(exc, self._secret, model=model) from exc
+            raise translate(exc, self._secret, model=model, netloc=self._netloc) from exc
 
 
-def translate(exc: Exception, *secrets: str, model: str = "") -> ProviderError:
-    """The SDK's exception as ours, by its type, with what to type next where a person can mend it."""
+def _own_context(request: ModelRequest) -> int | None:
+    """The context that the agent's `extra` asks for, in either of its places."""
+    extra = request.settings.extra or {}
+    nested = extra.get("options")
+    found = nested.get("num_ctx") if isinstance(nested, dict) and "num_ctx" in nested else extra.get("num_ctx")
+    return found if isinstance(found, int) and found > 0 else None
+
+
+def translate(exc: Exception, *secrets: str, netloc: str, model: str = "") -> ProviderError:
+    """The SDK's exception as ours, by its type, with what to type next where a person can mend it.
+
+    Args:
+        netloc: host and port of the server that was asked.
+    """
     kind = next(ERRORS[cls] for cls in type(exc).__mro__ if cls in ERRORS)
     text, status, retry_after = str(exc), None, None
     match exc:
@@ -180,8 +258,7 @@ def translate(exc: Exception, *secrets: str, model: str = "") -> ProviderError:
             elif kind is RequestRejected and "context length" in text:
                 kind = ContextLengthExceeded
         case ConnectionError() | httpx.ConnectError() | httpx.ConnectTimeout():
-            host = (os.environ.get("OLLAMA_HOST") or "127.0.0.1:11434").rpartition("@")[2]
-            text = f"Ollama does not answer at {host}; start it with: ollama serve"
+            text = f"Ollama does not answer at {netloc}; start it with: ollama serve"
         case httpx.HTTPError() | httpx.StreamError():
             text = f"{CUT_OFF}: {text or type(exc).__name__}"
         case UnicodeEncodeError():
@@ -214,12 +291,23 @@ def _messages(request: ModelRequest) -> list[dict[str, Any]]:
 async def _deltas(parts: AsyncIterator[sdk.ChatResponse]) -> AsyncGenerator[Delta]:
     finish: Finish | None = None
     calls = 0
+    splitter: ThinkingSplitter | None = ThinkingSplitter()
     async for part in parts:
         message = part.message
         if message.thinking:
+            if splitter is not None:
+                for kept in splitter.end():
+                    yield kept
+                splitter = None  # a server that has a field for it leaves none in the text
             yield ThinkingDelta(message.thinking)
         if message.content:
-            yield TextDelta(message.content)
+            if splitter is None:
+                yield TextDelta(message.content)
+            else:
+                for piece in splitter.feed(message.content):
+                    yield piece
+                if splitter.decided:
+                    splitter = None
         for call in message.tool_calls or ():
             # A call comes whole and without an id.
             arguments = msgspec.json.encode(call.function.arguments).decode()
@@ -232,6 +320,9 @@ async def _deltas(parts: AsyncIterator[sdk.ChatResponse]) -> AsyncGenerator[Delt
             if calls and reason is FinishReason.STOP:
                 reason = FinishReason.TOOL_CALLS
             finish = Finish(reason=reason, model=part.model)
+    if splitter is not None:
+        for kept in splitter.end():
+            yield kept
     if finish is None:
         raise ProviderUnavailable(CUT_OFF, provider=INFO.name)
     yield finish

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import platform
+import re
 import shutil
 import signal
 import subprocess
@@ -14,23 +15,27 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from pidgin_cli.core.errors import ProviderUnavailable, SpecError
+from pidgin_cli.core.errors import ProviderUnavailable
 
 from .registry import PROVIDERS, ProviderInfo, address
-from .wire import one_line
+from .wire import bad_address, one_line
 
 __all__ = [
     "DOWNLOAD_PAGE",
+    "Place",
     "StartedServer",
     "ensure_running",
     "install_command",
     "is_here",
     "is_installed",
     "is_running",
+    "place",
     "run_install",
     "start_server",
 ]
 
+EXAMPLE = "127.0.0.1:11434"
+"""Of an address, as Ollama writes it."""
 DOWNLOAD_PAGE = "https://ollama.com/download"
 
 _INSTALL = {
@@ -118,16 +123,16 @@ async def ensure_running(
     """
     if await is_running(info):
         return None
-    place = _place(info)
+    at = place(info)
     if not is_here(info):
-        raise ProviderUnavailable(f"Ollama does not answer at {place.netloc}", provider=info.name)
+        raise ProviderUnavailable(f"Ollama does not answer at {at.netloc}", provider=info.name)
     if not is_installed():
         command = install_command()
         how = f"get it with: {command}" if command else f"get it from {DOWNLOAD_PAGE}"
         raise ProviderUnavailable(f"Ollama is not installed; {how}", provider=info.name)
     if may_start() is not True:
         raise ProviderUnavailable(
-            f"Ollama does not answer at {place.netloc}; start it with: ollama serve", provider=info.name
+            f"Ollama does not answer at {at.netloc}; start it with: ollama serve", provider=info.name
         )
     return await start_server(log, info=info, deadline_s=deadline_s)
 
@@ -178,10 +183,10 @@ async def is_running(info: ProviderInfo = PROVIDERS["ollama"], timeout_s: float 
     """Whether an Ollama server answers at its address."""
     import httpx
 
-    place = _place(info)
+    at = place(info)
     try:
         async with httpx.AsyncClient(timeout=timeout_s, trust_env=not is_here(info)) as client:
-            answer = await client.get(f"{place.url}/api/version")
+            answer = await client.get(f"{at.url}/api/version")
             return answer.is_success and "version" in answer.json()
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, TypeError):
         return False
@@ -189,19 +194,25 @@ async def is_running(info: ProviderInfo = PROVIDERS["ollama"], timeout_s: float 
 
 def is_here(info: ProviderInfo = PROVIDERS["ollama"]) -> bool:
     """Whether the server's address is this machine's."""
-    host = _place(info).host
+    host = place(info).host
     return host in ("localhost", "::1", "::", "0.0.0.0") or host.startswith("127.")  # noqa: S104
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
+    """The address of an Ollama server."""
+
     host: str
     netloc: str
     """Without user and password."""
     url: str
 
 
-def _place(info: ProviderInfo) -> _Place:
-    """Where the server is, read as the vendor reads OLLAMA_HOST: scheme and port may be left out."""
+def place(info: ProviderInfo = PROVIDERS["ollama"]) -> Place:
+    """Where the server is, read as the vendor reads OLLAMA_HOST: scheme and port may be left out.
+
+    Raises:
+        SpecError: the environment or the settings name what is no address.
+    """
     text = address(info) or ""
     scheme, _, rest = text.rpartition("://")
     try:
@@ -209,11 +220,18 @@ def _place(info: ProviderInfo) -> _Place:
         host = parts.hostname or "127.0.0.1"
         port = parts.port or {"http": 80, "https": 443}.get(scheme, 11434)
     except ValueError:
-        raise SpecError("OLLAMA_HOST is not an address like 127.0.0.1:11434; correct or unset it") from None
+        raise bad_address(info, EXAMPLE) from None
+    if (
+        scheme not in ("", "http", "https")
+        or (scheme and not parts.netloc)
+        or parts.netloc.endswith(":")
+        or re.search(r"\s", text.strip())
+    ):
+        raise bad_address(info, EXAMPLE)
     netloc = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     # A server that listens everywhere is asked on the loopback.
     reached = {"0.0.0.0": f"127.0.0.1:{port}", "::": f"[::1]:{port}"}.get(host, netloc)  # noqa: S104
-    return _Place(host, netloc, f"{parts.scheme}://{reached}{parts.path.rstrip('/')}")
+    return Place(host, netloc, f"{parts.scheme}://{reached}{parts.path.rstrip('/')}")
 
 
 def _environment(info: ProviderInfo) -> dict[str, str]:

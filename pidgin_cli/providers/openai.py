@@ -25,8 +25,10 @@ from pidgin_cli.core.types import (
     Delta,
     Finish,
     FinishReason,
+    LimitsDelta,
     Message,
     ModelRequest,
+    RateLimit,
     TextDelta,
     ThinkingDelta,
     ToolCallDelta,
@@ -35,8 +37,9 @@ from pidgin_cli.core.types import (
 )
 
 from .base import Timeouts
-from .registry import PROVIDERS, ProviderInfo
-from .wire import CUT_OFF, api_key, base_url, error_class, message_in, one_line, retry_after_s, unfinished
+from .inline_thinking import ThinkingSplitter
+from .registry import PROVIDERS, ProviderInfo, at_home
+from .wire import CUT_OFF, api_key, base_url, error_class, message_in, one_line, rate_limits, retry_after_s, unfinished
 
 __all__ = ["OpenAIProvider"]
 
@@ -125,6 +128,8 @@ class OpenAIProvider:
         key = api_key(info)
         self._info = info
         self._secrets = (key,)
+        # These two never write their thinking into the text; what looks like it is text.
+        self._splits = not (info.name in ("openai", "xai") and at_home(info))
         # OpenAI's newer models refuse the old name of the limit, many other servers do not know the new one.
         host = f".{urlsplit(url).hostname}"
         self._limit_name = "max_completion_tokens" if host.endswith((".openai.com", ".azure.com")) else "max_tokens"
@@ -166,7 +171,9 @@ class OpenAIProvider:
                 extra_body=extra,
                 **parameters,
             )
-            async with stream, aclosing(_deltas(stream)) as deltas:
+            async with stream, aclosing(_deltas(stream, ThinkingSplitter() if self._splits else None)) as deltas:
+                if limits := rate_limits(stream.response.headers):
+                    yield LimitsDelta(limits)
                 async for delta in deltas:
                     yield delta
 
@@ -195,6 +202,7 @@ def translate(exc: Exception, *secrets: str) -> ProviderError:
     """The SDK's exception as ours, by its type and then by the code it carries."""
     kind = next(ERRORS[cls] for cls in type(exc).__mro__ if cls in ERRORS)
     text, status, retry_after = str(exc), None, None
+    limits: tuple[RateLimit, ...] = ()
     match exc:
         case sdk.APIConnectionError():
             cause = exc.__cause__ or exc
@@ -207,7 +215,7 @@ def translate(exc: Exception, *secrets: str) -> ProviderError:
             text = message_in(exc.body) or exc.message
             if isinstance(exc, sdk.APIStatusError):
                 status = exc.status_code
-                retry_after = retry_after_s(exc.response.headers)
+                retry_after, limits = retry_after_s(exc.response.headers), rate_limits(exc.response.headers)
                 text = message_in(exc.body) or f"the server answered with status {status}"
                 if type(exc) is sdk.APIStatusError:
                     kind = error_class(status)
@@ -224,7 +232,7 @@ def translate(exc: Exception, *secrets: str) -> ProviderError:
             text = "the request holds text that UTF-8 cannot carry"
         case ValueError() | TypeError() | AttributeError():
             text = f"the server sent what the OpenAI API does not: {exc}"
-    return kind(one_line(text, *secrets), provider=INFO.name, status=status, retry_after_s=retry_after)
+    return kind(one_line(text, *secrets), provider=INFO.name, status=status, retry_after_s=retry_after, limits=limits)
 
 
 def _messages(request: ModelRequest) -> list[Any]:
@@ -246,7 +254,10 @@ def _message(message: Message) -> dict[str, Any]:
     return sent
 
 
-async def _deltas(stream: sdk.AsyncStream[ChatCompletionChunk]) -> AsyncGenerator[Delta]:
+async def _deltas(
+    stream: sdk.AsyncStream[ChatCompletionChunk], splitter: ThinkingSplitter | None
+) -> AsyncGenerator[Delta]:
+    """`splitter`: for text that may begin with thinking; it is dropped as soon as that is decided."""
     reason: str | None = None
     model = request_id = fingerprint = None
     refused = False
@@ -263,9 +274,19 @@ async def _deltas(stream: sdk.AsyncStream[ChatCompletionChunk]) -> AsyncGenerato
             # Not in OpenAI's own API; vLLM, DeepSeek and OpenRouter use either name, some both for the same text.
             # `getattr` would do, but in every chunk without them it costs more than all the rest of ours.
             if (more := delta.model_extra) and (thought := more.get("reasoning_content") or more.get("reasoning")):
+                if splitter is not None:
+                    for kept in splitter.end():
+                        yield kept
+                    splitter = None  # a server that has a field for it leaves none in the text
                 yield ThinkingDelta(thought)
             if delta.content:
-                yield TextDelta(delta.content)
+                if splitter is None:
+                    yield TextDelta(delta.content)
+                else:
+                    for piece in splitter.feed(delta.content):
+                        yield piece
+                    if splitter.decided:
+                        splitter = None
             if delta.refusal:
                 refused = True
                 yield TextDelta(delta.refusal)
@@ -277,6 +298,9 @@ async def _deltas(stream: sdk.AsyncStream[ChatCompletionChunk]) -> AsyncGenerato
                     name=(function and function.name) or "",
                     arguments=(function and function.arguments) or "",
                 )
+    if splitter is not None:
+        for kept in splitter.end():
+            yield kept
     if reason is None:
         raise unfinished(stream.response.headers, INFO.name)
     yield Finish(

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 from urllib.parse import urlsplit
 
 import msgspec
@@ -17,6 +17,7 @@ from pidgin_cli.core.types import Agent, AgentSettings, ModelRequest, Timeouts
 
 from .base import Provider
 from .limits import Limited, Limiter, Wait
+from .model_rules import hides_thinking, refused
 from .replay import ReadRecording, ReplayProvider
 from .wrappers import Retrying, RetryPolicy, Timed
 
@@ -35,9 +36,11 @@ __all__ = [
     "at_home",
     "effective_parameters",
     "endpoint",
+    "late_system",
     "load_plugins",
     "missing_key",
     "needs_responses",
+    "served_window",
     "split_model",
     "unsupported",
 ]
@@ -67,13 +70,20 @@ class ProviderInfo(NamedTuple):
     """Names of the settings that its API has something for."""
     keeps_thinking: bool = False
     """Whether a model can be given back what it thought in earlier turns."""
+    late_system: Literal["message", "parameter", "user"] = "parameter"
+    """The strongest place that its API has for instructions in the middle of a conversation. `message`: a system
+    message right there. `parameter`: only behind the system prompt, from then on. `user`: none but user text."""
+    prompt_cache_s: float | None = None
+    """So long its cache keeps the beginning of a prompt that is not asked for again; None: none, or not known."""
     max_concurrency: int | None = None
     """Requests under way at once; this and the next two from the person's settings. None: found out while running."""
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
 
 
-def _compatible(name: str, base_url: str, *, hosted: bool = True) -> ProviderInfo:
+def _compatible(
+    name: str, base_url: str, *, hosted: bool = True, late_system: Literal["message", "parameter"] = "parameter"
+) -> ProviderInfo:
     """A server that speaks OpenAI's chat completions."""
     prefix = name.upper()
     return ProviderInfo(
@@ -86,6 +96,7 @@ def _compatible(name: str, base_url: str, *, hosted: bool = True) -> ProviderInf
         key_env=(f"{prefix}_API_KEY",),
         home=urlsplit(base_url).hostname if hosted else None,
         takes=SETTINGS - {"think_budget"},
+        late_system=late_system,
     )
 
 
@@ -103,8 +114,10 @@ PROVIDERS: dict[str, ProviderInfo] = {
             home="api.anthropic.com",
             takes=SETTINGS - {"seed"},
             keeps_thinking=True,
+            prompt_cache_s=300.0,
         ),
-        _compatible("openai", "https://api.openai.com/v1"),
+        # Elsewhere a model's own chat template decides, and many refuse a system message that is not the first.
+        _compatible("openai", "https://api.openai.com/v1", late_system="message")._replace(prompt_cache_s=300.0),
         ProviderInfo(
             "google",
             "pidgin_cli.providers.google:GoogleProvider",
@@ -116,7 +129,7 @@ PROVIDERS: dict[str, ProviderInfo] = {
             home="generativelanguage.googleapis.com",
             keeps_thinking=True,
         ),
-        _compatible("xai", "https://api.x.ai/v1"),
+        _compatible("xai", "https://api.x.ai/v1", late_system="message"),
         ProviderInfo(
             "ollama",
             "pidgin_cli.providers.ollama:OllamaProvider",
@@ -180,19 +193,34 @@ def endpoint(name: str, base_url: str, api_key_env: str | None = None) -> Provid
     )
 
 
-def load_plugins() -> None:
+def load_plugins() -> dict[str, str]:
     """Add the providers that installed packages offer under the entry-point group `pidgin.providers`.
 
+    Returns:
+        The package that brings each provider, by the provider's name.
+
     Raises:
-        SpecError: one of them is not a `ProviderInfo`, or its name is taken.
+        SpecError: one of them cannot be loaded, is not a `ProviderInfo`, or its name is taken.
     """
+    brought: dict[str, str] = {}
     for point in entry_points(group="pidgin.providers"):
-        info = point.load()
-        if not isinstance(info, ProviderInfo):
+        package = point.dist.name if point.dist is not None else point.value
+        try:
+            info = point.load()
+        except Exception as error:  # whatever code by others raises
             raise SpecError(
-                f"the package that offers provider {point.name!r} gives no ProviderInfo; update or remove it"
+                f"the package {package} cannot be loaded ({type(error).__name__}: {error}); update or remove it"
+            ) from None
+        if not isinstance(info, ProviderInfo):
+            raise SpecError(f"the package {package} gives no ProviderInfo as {point.name!r}; update or remove it")
+        other = "Pidgin itself" if info.name in BUILT_IN else brought.get(info.name)
+        if other is not None:
+            raise SpecError(
+                f"the package {package} brings a provider {info.name!r}, which {other} has already; remove the package"
             )
         add_provider(info)
+        brought[info.name] = package
+    return brought
 
 
 def address(info: ProviderInfo) -> str | None:
@@ -206,6 +234,12 @@ def split_model(model_id: str) -> tuple[ProviderInfo, str]:
     if not colon or not model or provider not in PROVIDERS:
         raise SpecError(f"{model_id!r} is not provider:model with a provider out of {', '.join(PROVIDERS)}")
     return PROVIDERS[provider], model
+
+
+def late_system(model_id: str) -> Literal["message", "parameter", "user"]:
+    """Where a model can be given instructions in the middle of a conversation; see `ProviderInfo.late_system`."""
+    info = PROVIDERS.get(model_id.partition(":")[0])
+    return "parameter" if info is None else info.late_system
 
 
 def unsupported(info: ProviderInfo, agent: Agent, *, thinks: bool | None) -> dict[str, str]:
@@ -225,9 +259,16 @@ def unsupported(info: ProviderInfo, agent: Agent, *, thinks: bool | None) -> dic
         for name in ("think", "think_budget", "effort"):
             if getattr(agent.settings, name):
                 found[name] = f"{agent.model} does not think"
+    hidden: str | None = None
     if agent.thinking_visible == "own" and not info.keeps_thinking and info.name not in INSIDE:
-        found["thinking_visible"] = f"{info.name} models cannot be given back what they thought"
-    return found
+        hidden = f"{info.name} models cannot be given back what they thought"
+    elif agent.thinking_visible != "nobody" and thinks is False:
+        hidden = f"{agent.model} does not think"
+    elif agent.thinking_visible == "partner" and at_home(info):
+        hidden = hides_thinking(info.name, agent.settings)
+    if hidden is not None:
+        found["thinking_visible"] = hidden
+    return refused(info.name, split_model(agent.model)[1], agent, thinks=thinks) | found
 
 
 def missing_key(info: ProviderInfo) -> str | None:
@@ -355,6 +396,7 @@ class ProviderPool:
                 model=model,
                 requests_per_minute=info.requests_per_minute,
                 tokens_per_minute=info.tokens_per_minute,
+                prompt_cache_s=info.prompt_cache_s,
                 **({"start": cap} if inside and cap is not None else {}),
             )
         return self._limiters[key]
@@ -419,6 +461,18 @@ def effective_parameters(adapter: Provider, request: ModelRequest) -> dict[str, 
         return found
     settings: dict[str, Any] = msgspec.to_builtins(request.settings)
     return settings
+
+
+async def served_window(adapter: Provider, request: ModelRequest) -> int | None:
+    """Tokens of context that `request` will really be given; None: not known.
+
+    That is what it asks for, unless the adapter says otherwise: of some servers the window is part of the request.
+    """
+    own = getattr(adapter, "served_window", None)
+    if own is None:
+        return request.context_window
+    found: int | None = await own(request)
+    return found
 
 
 def at_home(info: ProviderInfo) -> bool:

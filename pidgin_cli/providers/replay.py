@@ -64,7 +64,7 @@ class ReplayProvider:
                 provider="replay",
             )
         for block in reply.thinking:
-            yield ThinkingDelta(block.text, block.signature)
+            yield ThinkingDelta(block.text, block.signature, block.redacted)
         if reply.text:
             yield TextDelta(reply.text)
         yield UsageDelta(reply.usage)

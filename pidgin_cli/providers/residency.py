@@ -21,15 +21,14 @@ import httpx
 import psutil
 from msgspec import Struct
 from msgspec.structs import replace
-from ollama import AsyncClient
 
 from pidgin_cli.core.errors import ProviderError
 from pidgin_cli.core.events import Event, ModelLoadEvent
 from pidgin_cli.core.types import Delta, Finish, ModelRequest, Timing
 
 from .base import Provider, Report
-from .ollama import ERRORS, translate
-from .ollama_setup import is_here
+from .ollama import DEFAULT_CONTEXT, ERRORS, KEEP_ALIVE_S, translate
+from .ollama_setup import is_here, place
 from .registry import PROVIDERS, ProviderInfo, address
 
 __all__ = ["LoadedModel", "Memory", "MemoryProbe", "Residency", "Resident", "free_memory", "loaded_models"]
@@ -43,8 +42,6 @@ UNLOAD_S = 30.0
 POLL_S = 0.02
 FILE_TO_MEMORY = 1.2
 """What a model takes in memory, as a multiple of its file; the context comes on top."""
-DEFAULT_CONTEXT = 4096
-"""Tokens of context where neither the request nor the model says otherwise."""
 RUNNER_OPTIONS = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread")
 """Options that a model is loaded with. Ollama loads it again for a request with others."""
 
@@ -58,6 +55,8 @@ class LoadedModel(Struct, frozen=True):
     """Of `size_bytes`, what is in GPU memory."""
     expires_at: datetime | None
     """When the server unloads it unless it is asked before."""
+    context: int | None = None
+    """Tokens it was loaded for; None: the server does not say."""
 
     @property
     def vram_share(self) -> float | None:
@@ -190,7 +189,7 @@ class Residency:
         clock: Callable[[], float] = time.monotonic,
         patience_s: float = 60.0,
         linger_s: float = 0.05,
-        keep_alive_s: float = 900.0,
+        keep_alive_s: float = KEEP_ALIVE_S,
         load_timeout_s: float = 900.0,
     ) -> None:
         """Open no connection yet.
@@ -220,6 +219,10 @@ class Residency:
         self._seen: dict[str, int] = {}
         """Bytes, as last reported of a loaded model."""
         self._estimates: dict[str, int] = {}
+        self._contexts: dict[str, int] = {}
+        """The context that a model was last loaded with by us; the server may say another number for the same."""
+        self._aside: dict[str, LoadedModel] = {}
+        """Loaded, but not with the context that is wanted, so that they have to be loaded again."""
         self._apart: set[frozenset[str]] = set()
         """Pairs of which the server itself unloaded one to load the other."""
 
@@ -261,10 +264,11 @@ class Residency:
             yield
             return
         fresh = self._clock() - self._looked_at < FRESH_S
-        if (self._in_use[name] or fresh) and self._is_open(name):
+        wanted = {key: value for key, value in (options or {}).items() if key in RUNNER_OPTIONS}
+        if (self._in_use[name] or fresh) and self._is_open(name) and self._suits(name, wanted):
             self._in_use[name] += 1
         else:
-            await self._wait(name, {key: value for key, value in (options or {}).items() if key in RUNNER_OPTIONS})
+            await self._wait(name, wanted)
         try:
             while self._unreported:
                 report(self._unreported.pop(0))
@@ -316,6 +320,12 @@ class Residency:
             return True
         return not self._moving and self._leaving_for is not None and not self._overdue(self._leaving_for)
 
+    def _suits(self, model: str, options: Mapping[str, Any]) -> bool:
+        """Whether the model has the context that is wanted, as far as that can be told."""
+        wanted, loaded = options.get("num_ctx"), self._loaded.get(model)
+        has = self._contexts.get(model) or (loaded and loaded.context)
+        return wanted is None or has is None or has == wanted
+
     def _overdue(self, waiter: _Waiter) -> bool:
         return self._clock() - max(waiter.since, self._moved_at) >= self._patience_s
 
@@ -328,6 +338,7 @@ class Residency:
                 if not await self._look(self._queue[0].model):
                     self._admit(lambda _: True)
                     break
+                self._set_aside()
                 self._admit(self._is_open)
                 await self._step()
         except Exception as error:  # a fault of ours must not leave anybody waiting
@@ -337,6 +348,14 @@ class Residency:
             self._queue.clear()
         finally:
             self._leaving, self._leaving_for = frozenset(), None
+
+    def _set_aside(self) -> None:
+        """Take models that wait for another context as not loaded, once nobody uses them with the one they have."""
+        for waiter in self._queue:
+            if waiter.model in self._loaded and not self._in_use[waiter.model]:
+                if self._suits(waiter.model, waiter.options):
+                    continue
+                self._aside[waiter.model] = self._loaded.pop(waiter.model)
 
     async def _step(self) -> None:
         """Load the next model, or wait until something changes."""
@@ -392,6 +411,8 @@ class Residency:
             return False
         self._memory = await asyncio.to_thread(self._probe)
         self._looked_at = self._clock()
+        self._aside = {}
+        self._contexts = {name: context for name, context in self._contexts.items() if name in self._loaded}
         self._seen.update({name: model.size_bytes for name, model in self._loaded.items() if model.size_bytes})
         return True
 
@@ -405,10 +426,11 @@ class Residency:
             what = "how much memory is free" if memory is None else "how large it is"
             free = None if memory is None else memory.free
             return _Plan(waiter, apart, free, f"{what} is not known, so the server alone decides what stays loaded")
-        sizes = {name: each.vram_bytes if memory.gpu else each.size_bytes for name, each in self._loaded.items()}
+        loaded = self._loaded | self._aside
+        sizes = {name: each.vram_bytes if memory.gpu else each.size_bytes for name, each in loaded.items()}
         # Files mapped into memory count as available RAM although a model needs them there.
         free = max(0, min(memory.free, memory.total - sum(sizes.values())))
-        victims, room = list(apart), free + sum(sizes[name] for name in apart)
+        victims, room = list(apart), free + sum(sizes[name] for name in apart) + sizes.get(model, 0)
         others = [name for name in self._loaded if name not in apart]
         for name in sorted(others, key=self._rank):
             if room >= need:
@@ -448,6 +470,7 @@ class Residency:
     async def _move(self, plan: _Plan) -> None:
         """Unload the victims, load the model, and let in all who wait for it."""
         model, before = plan.waiter.model, self._loaded
+        why = "it was loaded with another context" if model in self._aside else "it was not loaded"
         self._leaving, self._leaving_for, self._moving = frozenset(plan.victims), plan.waiter, True
         started = self._clock()
         error: ProviderError | TimeoutError | None = None
@@ -457,6 +480,8 @@ class Residency:
             try:
                 async with asyncio.timeout(self._load_timeout_s):
                     await self._server.load(model, plan.waiter.options, self._keep_alive_s)
+                if "num_ctx" in plan.waiter.options:
+                    self._contexts[model] = plan.waiter.options["num_ctx"]
             except (ProviderError, TimeoutError) as exc:
                 error = exc
         finally:
@@ -471,7 +496,7 @@ class Residency:
             self._report(
                 "switch" if plan.victims else "load",
                 model,
-                f"in the place of {', '.join(plan.victims)}" if plan.victims else "it was not loaded",
+                f"in the place of {', '.join(plan.victims)}" if plan.victims else why,
                 took,
                 found.size_bytes if found else None,
                 plan.free,
@@ -539,15 +564,21 @@ class _Server:
     """The part of Ollama's API that is about memory."""
 
     def __init__(self, info: ProviderInfo) -> None:
-        with _translating():
-            self._client = AsyncClient(address(info), timeout=httpx.Timeout(None, connect=ANSWER_S))
+        from ollama import AsyncClient  # our adapter, imported above, says it clearly when the SDK cannot be
+
+        self._netloc = place(info).netloc
+        self._client = AsyncClient(address(info), timeout=httpx.Timeout(None, connect=ANSWER_S))
 
     async def loaded(self) -> dict[str, LoadedModel]:
-        with _translating():
+        with self._translating():
             models = (await self._client.ps()).models
         found = (
             LoadedModel(
-                full_name(each.model or each.name or ""), int(each.size or 0), int(each.size_vram or 0), each.expires_at
+                full_name(each.model or each.name or ""),
+                int(each.size or 0),
+                int(each.size_vram or 0),
+                each.expires_at,
+                each.context_length or None,
             )
             for each in models
         )
@@ -555,34 +586,33 @@ class _Server:
 
     async def estimate(self, model: str, num_ctx: int | None) -> int | None:
         """Bytes that a model will probably take; None when it is not there or has no size."""
-        with _translating():
+        with self._translating():
             sizes = {full_name(each.model or ""): each.size for each in (await self._client.list()).models}
         size = sizes.get(model)
         if not size:
             return None
-        with _translating():
+        with self._translating():
             about = await self._client.show(model)
         return int(size * FILE_TO_MEMORY) + context_bytes(about.modelinfo or {}, num_ctx or DEFAULT_CONTEXT)
 
     async def load(self, model: str, options: dict[str, Any], keep_alive_s: float) -> None:
-        with _translating():
+        with self._translating():
             await self._client.generate(model, prompt="", options=options or None, keep_alive=keep_alive_s)
 
     async def unload(self, model: str) -> None:
         """Ask for it; the server does so as soon as no request uses the model."""
-        with _translating():
+        with self._translating():
             await self._client.generate(model, prompt="", keep_alive=0)
 
     async def aclose(self) -> None:
         await self._client.close()  # type: ignore[no-untyped-call]
 
-
-@contextmanager
-def _translating() -> Iterator[None]:
-    try:
-        yield
-    except tuple(ERRORS) as error:
-        raise translate(error) from error
+    @contextmanager
+    def _translating(self) -> Iterator[None]:
+        try:
+            yield
+        except tuple(ERRORS) as error:
+            raise translate(error, netloc=self._netloc) from error
 
 
 def full_name(model: str) -> str:

@@ -14,6 +14,7 @@ from pidgin_cli.core.types import (
     Delta,
     Finish,
     FinishReason,
+    LimitsDelta,
     Message,
     ModelRequest,
     TextDelta,
@@ -25,7 +26,7 @@ from pidgin_cli.core.types import (
 
 from .openai import INFO, OpenAIProvider
 from .registry import needs_responses
-from .wire import unfinished
+from .wire import rate_limits, unfinished
 
 __all__ = ["ResponsesProvider", "needs_responses"]
 
@@ -77,6 +78,8 @@ class ResponsesProvider(OpenAIProvider):
                 **parameters,
             )
             async with stream, aclosing(_deltas(stream)) as deltas:
+                if limits := rate_limits(stream.response.headers):
+                    yield LimitsDelta(limits)
                 async for delta in deltas:
                     yield delta
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from html import unescape
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pidgin_cli.core.errors import (
@@ -22,6 +22,7 @@ from pidgin_cli.core.errors import (
     RequestRejected,
     SpecError,
 )
+from pidgin_cli.core.types import RateLimit
 
 from .registry import ProviderInfo, address, missing_key
 
@@ -29,10 +30,12 @@ __all__ = [
     "CUT_OFF",
     "api_key",
     "arguments_of",
+    "bad_address",
     "base_url",
     "error_class",
     "message_in",
     "one_line",
+    "rate_limits",
     "retry_after_s",
     "unfinished",
 ]
@@ -41,6 +44,9 @@ CUT_OFF = "the stream ended before the reply was whole"
 PLACEHOLDER_KEY = "none-needed"
 """For servers that want no key; the SDKs refuse to start without one."""
 MESSAGE_LIMIT = 500
+
+_What = Literal["requests", "tokens", "input tokens", "output tokens"]
+_Field = Literal["limit", "remaining", "reset"]
 
 _STYLE = re.compile(r"<(script|style|head)\b.*?</\1\s*>|<!--.*?-->", re.DOTALL | re.IGNORECASE)
 _TAG = re.compile(r"<[^>]*>")
@@ -56,10 +62,15 @@ def base_url(info: ProviderInfo) -> str:
     except ValueError:
         good = False
     if not good:
-        # The address is not quoted: people put passwords into them.
-        source = info.base_url_env if os.environ.get(info.base_url_env or "") else f"base_url of {info.name}"
-        raise SpecError(f"{source} is not an address like http://host:port/v1; correct or unset it")
+        raise bad_address(info, "http://host:port/v1")
     return url
+
+
+def bad_address(info: ProviderInfo, example: str) -> SpecError:
+    """The error for an address that is none, which names where it was set."""
+    # The address is not quoted: people put passwords into them.
+    source = info.base_url_env if os.environ.get(info.base_url_env or "") else f"base_url of {info.name}"
+    return SpecError(f"{source} is not an address like {example}; correct or unset it")
 
 
 def api_key(info: ProviderInfo) -> str:
@@ -108,34 +119,85 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
     return asked if asked is not None else _until_reset(headers)
 
 
-_LIMIT = re.compile(r"(?P<family>x-ratelimit|anthropic-ratelimit)-(?:remaining-(?P<what>.+)|(?P<kind>.+)-remaining)")
+_LIMITS: dict[str, tuple[_What, _Field]] = {
+    f"x-ratelimit-{field}-{what}": (what, field)
+    for what in ("requests", "tokens")
+    for field in ("limit", "remaining", "reset")
+} | {
+    f"anthropic-ratelimit-{what.replace(' ', '-')}-{field}": (what, field)
+    for what in ("requests", "tokens", "input tokens", "output tokens")
+    for field in ("limit", "remaining", "reset")
+}
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_YEAR_S = 366 * 86400.0
+
+
+def rate_limits(headers: Mapping[str, str]) -> tuple[RateLimit, ...]:
+    """What the headers of a reply, of an error as well, say of the account's limits per minute.
+
+    OpenAI and those who follow it have `x-ratelimit-limit-requests`, `-remaining-` and `-reset-`, and the same for
+    tokens; Anthropic has `anthropic-ratelimit-requests-limit` and so on, with tokens also by input and output. Some
+    limits are per day, which nothing in the headers tells: taken as per minute they hold nobody back until nothing
+    remains, and then until the reset. What cannot be read, and limits of 0 or less, are left out.
+    """
+    found: dict[_What, dict[_Field, str]] = {}
+    for name, value in headers.items():
+        if (known := _LIMITS.get(name.lower())) is not None:
+            found.setdefault(known[0], {})[known[1]] = value
+    limits = []
+    for what, fields in found.items():
+        limit, remaining = _count(fields.get("limit")), _count(fields.get("remaining"))
+        if (limit is not None and limit <= 0) or (limit is None and remaining is None):
+            continue
+        reset = fields.get("reset")
+        reset_s = None if reset is None else _span(reset, headers.get("date"))
+        limits.append(RateLimit(what, limit, None if remaining is None else max(0, remaining), reset_s))
+    return tuple(limits)
+
+
+def _count(text: str | None) -> int | None:
+    try:
+        return None if text is None else int(text)
+    except ValueError:
+        return None
 
 
 def _until_reset(headers: Mapping[str, str]) -> float | None:
-    waits = []
-    for name, value in headers.items():
-        match = _LIMIT.fullmatch(name.lower())
-        if match is None or value.strip() != "0":
-            continue
-        what = match["what"]
-        reset = headers.get(f"{match['family']}-reset-{what}" if what else f"{match['family']}-{match['kind']}-reset")
-        if reset is not None and (seconds := _span(reset)) is not None:
-            waits.append(seconds)
-    return max(waits, default=None)
+    spent = (limit.reset_s for limit in rate_limits(headers) if limit.remaining == 0 and limit.reset_s is not None)
+    return max(spent, default=None)
 
 
-def _span(text: str) -> float | None:
-    """Seconds in `6m0s` or `120ms`, or until a date such as `2026-11-21T09:00:00Z`."""
+def _span(text: str, date: str | None) -> float | None:
+    """Seconds in `6m0s`, `120ms` or `7`, or until a moment such as `2026-11-21T09:00:00Z` or `1795251600`.
+
+    Moments are compared with the server's own clock where it tells it.
+    """
+    text = text.strip()
     parts = _SPAN.findall(text)
-    if parts and "".join(number + unit for number, unit in parts) == text.strip():
+    if parts and "".join(number + unit for number, unit in parts) == text:
         return sum(float(number) * _SECONDS[unit] for number, unit in parts)
     try:
-        when = datetime.fromisoformat(text.strip())
+        seconds = float(text)
+        if not math.isfinite(seconds) or seconds < _YEAR_S:
+            return max(0.0, seconds) if math.isfinite(seconds) else None
+        when = datetime.fromtimestamp(seconds / 1000 if seconds > 1e11 else seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        try:
+            when = datetime.fromisoformat(text)
+        except ValueError:
+            return None
+    if when.tzinfo is None:
+        return None
+    return max(0.0, (when - (_date(date) or datetime.now(UTC))).total_seconds())
+
+
+def _date(text: str | None) -> datetime | None:
+    try:
+        when = parsedate_to_datetime(text or "")
     except ValueError:
         return None
-    return max(0.0, (when - datetime.now(UTC)).total_seconds()) if when.tzinfo is not None else None
+    return when if when.tzinfo is not None else when.replace(tzinfo=UTC)  # "-0000": UTC, source zone unknown
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
@@ -146,13 +208,8 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
             continue
         if math.isfinite(seconds):
             return max(0.0, seconds)
-    try:
-        when = parsedate_to_datetime(headers.get("retry-after", ""))
-    except ValueError:
-        return None
-    if when.tzinfo is None:  # "-0000": UTC, source zone unknown
-        when = when.replace(tzinfo=UTC)
-    return max(0.0, (when - datetime.now(UTC)).total_seconds())
+    when = _date(headers.get("retry-after"))
+    return None if when is None else max(0.0, (when - datetime.now(UTC)).total_seconds())
 
 
 def error_class(status: int) -> type[ProviderError]:

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from pidgin_cli.core.errors import ProviderError, ProviderTimeout, ProviderUnavailable, RateLimited
 from pidgin_cli.core.events import APIErrorEvent, Event, RateLimitEvent
-from pidgin_cli.core.types import Delta, Finish, ModelRequest, Retries, Timeouts, Timing, UsageDelta
+from pidgin_cli.core.types import Delta, Finish, LimitsDelta, ModelRequest, Retries, Timeouts, Timing, UsageDelta
 
 from .base import Provider, Report
 from .limits import Limited, Limiter
@@ -120,7 +120,7 @@ class Timed:
                     tokens = delta.usage.completion_tokens or tokens
                 elif isinstance(delta, Finish):
                     delta = replace(delta, timing=_timing(started, first, clock(), tokens))
-                elif first is None:
+                elif first is None and not isinstance(delta, LimitsDelta):
                     first = clock()
                     limit, phase = limits.gap_s, "the next piece"
                 yield delta

@@ -2,9 +2,9 @@
 
 import difflib
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -13,7 +13,18 @@ from pidgin_cli.core.errors import SpecError
 
 from .errors import explain, refuse_half_characters, safe_load
 
-__all__ = ["PRESETS", "Awareness", "Seat", "load_awareness", "preset_text", "system_prompt", "templates_folder"]
+__all__ = [
+    "PRESETS",
+    "Awareness",
+    "Seat",
+    "addressed",
+    "filled",
+    "find_preset",
+    "load_awareness",
+    "preset_text",
+    "system_prompt",
+    "templates_folder",
+]
 
 PRESETS = ("none", "basic", "firm", "research", "backrooms")
 ALIASES = {"full": "firm"}
@@ -41,7 +52,9 @@ class Awareness(NamedTuple):
     base: str
     """The preset that the system prompt comes from."""
     prompts: dict[int, dict[str, str]]
-    """Turn (0: with the opening) to agent id or `both` to text."""
+    """Turn (0: with the opening) to agent id to text."""
+    placement: Literal["user", "system"] = "user"
+    """How the texts are sent: as tagged user text, or as the provider's family places system text."""
 
 
 class _AwarenessFile(BaseModel):
@@ -52,6 +65,7 @@ class _AwarenessFile(BaseModel):
     name: str | None = None
     base: str = Field("none", description="Preset that the system prompt comes from")
     prompts: dict[int, dict[str, str]] = Field(default_factory=dict, description="Texts by turn and agent")
+    placement: Literal["user", "system"] = Field("user", description="How the texts are sent")
 
 
 def preset_text(preset: str) -> str:
@@ -69,8 +83,8 @@ def load_awareness(value: str, agents: Sequence[Seat], *, serves: str | None = N
     Raises:
         SpecError: no such preset or file, a bad file, or an agent id that nobody has.
     """
-    preset = ALIASES.get(value, value)
-    if preset in PRESETS:
+    preset = find_preset(value)
+    if preset is not None:
         return Awareness(value, preset, {}), []
     path = Path(value)
     if path.suffix not in (".yaml", ".yml") and not path.exists():
@@ -83,27 +97,55 @@ def load_awareness(value: str, agents: Sequence[Seat], *, serves: str | None = N
     except ValidationError as error:
         raise SpecError(explain(error, str(path), text, _AwarenessFile)) from None
     refuse_half_characters(file.model_dump(), str(path))
-    base = ALIASES.get(file.base, file.base)
-    if base not in PRESETS:
-        raise SpecError(f"{path}: base: no preset {file.base!r}; presets: {', '.join(PRESETS)}")
-    ids = [seat.agent_id for seat in agents]
+    faults = []
+    base = find_preset(file.base)
+    if base is None:
+        faults.append(f"{path}: base: no preset {file.base!r}; presets: {', '.join(PRESETS)}")
+    prompts, notices, wrong = addressed(file.prompts, [seat.agent_id for seat in agents], serves, path.name)
+    faults += [f"{path}: {fault}" for fault in wrong]
+    if faults:
+        raise SpecError("\n".join(faults))
+    assert base is not None, "or it is a fault"
+    return Awareness(file.name or path.stem, base, prompts, file.placement), notices
+
+
+def addressed(
+    prompts: Mapping[int, Mapping[str, str]], ids: Sequence[str], serves: str | None, source: str
+) -> tuple[dict[int, dict[str, str]], list[str], list[str]]:
+    """Texts by turn and the ids of those they are for, out of texts for `both`, `all`, `b` or `agent_b`.
+
+    Args:
+        serves: the one agent whose texts count; None: all.
+        source: what notices call the place that the texts are from.
+
+    Returns:
+        The texts; notices about those that are passed over; faults.
+    """
+    found: dict[int, dict[str, str]] = {}
     notices = []
-    prompts: dict[int, dict[str, str]] = {}
-    for turn, texts in file.prompts.items():
+    faults = []
+    for turn, texts in prompts.items():
         if turn < 0:
-            raise SpecError(f"{path}: prompts: turn {turn} is below 0 (0 is the opening, turns count from 1)")
+            faults.append(f"prompts: turn {turn} is below 0 (0 is the opening, turns count from 1)")
         for key, text in texts.items():
             who = key.removeprefix("agent_") if key.removeprefix("agent_") in ids else key
             if who not in ("both", "all", *ids):
-                raise SpecError(f"{path}: prompts: turn {turn}: no agent {key!r}; there are both, {', '.join(ids)}")
+                faults.append(f"prompts: turn {turn}: no agent {key!r}; there are both, {', '.join(ids)}")
+                continue
             if serves is not None and who in ids and who != serves:
-                notices.append(f"{path.name} serves agent {serves} only: its text for {who} at turn {turn} is not used")
+                notices.append(f"{source} serves agent {serves} only: its text for {who} at turn {turn} is not used")
                 continue
             for agent_id in ids if who in ("both", "all") else [who]:
                 if serves in (None, agent_id):
-                    said = prompts.setdefault(turn, {})
+                    said = found.setdefault(turn, {})
                     said[agent_id] = f"{said[agent_id]}\n\n{text}" if agent_id in said else text
-    return Awareness(file.name or path.stem, base, prompts), notices
+    return found, notices, faults
+
+
+def find_preset(name: str) -> str | None:
+    """The preset of this name or alias; None when there is none."""
+    preset = ALIASES.get(name, name)
+    return preset if preset in PRESETS else None
 
 
 def _read(path: Path) -> tuple[str, Any]:
@@ -119,12 +161,19 @@ def _read(path: Path) -> tuple[str, Any]:
 
 def system_prompt(preset: str, seat: Seat, agents: Sequence[Seat]) -> str | None:
     """The system prompt that a preset gives to one agent; None where it gives none."""
-    text = preset_text(preset)
+    return filled(preset_text(preset), seat, agents)
+
+
+def filled(text: str, seat: Seat, agents: Sequence[Seat]) -> str | None:
+    """A text with `$model`, `$partner_models` and the like filled in for one agent; None for no text.
+
+    Other words after a `$` stay as they are.
+    """
     if not text:
         return None
     partners = [other for other in agents if other.agent_id != seat.agent_id]
     many = len(partners) > 1
-    return string.Template(text).substitute(
+    return string.Template(text).safe_substitute(
         model=_plain(seat.model),
         partners_short="other AIs" if many else "another AI",
         partners_are="Your conversation partners are AIs as well"

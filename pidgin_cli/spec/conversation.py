@@ -9,6 +9,7 @@ from msgspec import Struct
 from pidgin_cli.core.types import Agent, Message, Retries, Role, Timeouts
 
 __all__ = [
+    "NO_PART_OF_THE_DRAW",
     "ContextPolicy",
     "ConversationSpec",
     "Injection",
@@ -54,7 +55,7 @@ class Origin(Struct, frozen=True):
 
     conversation_id: str
     turn: int
-    """The last turn that both share; 0: the opening alone."""
+    """The last turn that both share; 0: what stands before the first one."""
 
 
 class ContextPolicy(Struct, frozen=True, omit_defaults=True):
@@ -127,6 +128,15 @@ class ConversationSpec(Struct, frozen=True, kw_only=True):
         """Text from outside, as a view shows it."""
         return Message(role=Role.USER, content=f"[{self.prompt_tag}]: {text}" if self.prompt_tag else text)
 
+    def draw(self, conversation_id: str) -> str:
+        """What tells this conversation's draws from all others: equal when the same conversation is run again.
+
+        Everything in the spec counts but `NO_PART_OF_THE_DRAW`, which leaves what is asked as it is, so that more turns
+        begin like fewer. A branch is another draw every time it is made, even with the same origin and settings.
+        """
+        told = {name: value for name, value in self.to_json().items() if name not in NO_PART_OF_THE_DRAW}
+        return spec_hash([told, None if self.origin is None else conversation_id])
+
     def to_json(self) -> dict[str, Any]:
         found: dict[str, Any] = msgspec.to_builtins(self)
         return found
@@ -134,6 +144,10 @@ class ConversationSpec(Struct, frozen=True, kw_only=True):
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "ConversationSpec":
         return msgspec.convert(data, cls)
+
+
+NO_PART_OF_THE_DRAW = frozenset({"max_turns", "durability", "retries", "timeouts", "concurrency", "lenient", "cache"})
+"""Keys of a `ConversationSpec` that decide how long and how carefully it runs, but not what a model is asked."""
 
 
 def spec_hash(data: object) -> str:

@@ -1,172 +1,41 @@
-"""What a person writes, as a model that checks it, and its expansion into conversations."""
+"""What a person writes, checked, and with everything written out that a name in it stands for."""
 
-import random
+import json
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import ValidationError
 
 from pidgin_cli.core.errors import SpecError
-from pidgin_cli.core.types import Agent, AgentSettings, Retries, Timeouts
 
-from .awareness import Awareness, Seat, load_awareness, system_prompt
+from . import flat, sweep
+from .awareness import Seat, addressed, find_preset, load_awareness, preset_text
 from .catalogue import resolve_model
-from .conversation import (
-    ContextPolicy,
-    ConversationSpec,
-    Injection,
-    Placeholders,
-    derive_seed,
-    spec_hash,
-)
-from .errors import explain, refuse_half_characters, safe_load
+from .conversation import spec_hash
+from .errors import Fault, Place, faults_of, half_characters, parse, place_of, tell
+from .openings import read_openings
+from .plan import expand
+from .schema import AwarenessSpec, ContextSpec, ExperimentSpec, seat_ids
+from .seats import seated, texts_for
 
 __all__ = [
-    "AgentSpec",
     "ExperimentSpec",
     "Resolved",
     "check",
     "expand",
     "experiment_hash",
+    "json_schema",
     "load",
+    "models_of",
     "resolve",
     "to_yaml",
 ]
 
-DEFAULT_PROMPT = "Hello! You are free to talk about whatever you like."
-SPEAKER_LABEL = "[{name}]: {text}"
-
-
-class _Checked(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class AwarenessSpec(_Checked):
-    """Awareness with its texts in the spec itself, as a resolved spec holds it."""
-
-    name: str
-    base: str = "none"
-    prompts: dict[int, str] = Field(
-        default_factory=dict, description="Texts for this agent by turn; 0: with the opening"
-    )
-
-
-class AgentSpec(_Checked):
-    """One agent."""
-
-    id: str = Field(pattern=r"^[a-z][a-z0-9]{0,15}$", description="Letters and digits; `a`, `b`, `c`, … by custom")
-    model: str = Field(description="`provider:model` or an alias")
-    name: str | None = Field(
-        None, min_length=1, max_length=60, description="As displays show it; default: from the model"
-    )
-    system_prompt: str | None = Field(None, description="Given instead of the awareness preset's text")
-    awareness: str | AwarenessSpec | None = Field(None, description="Preset, YAML file, or the texts themselves")
-    temperature: float | None = Field(None, ge=0, le=2, description="0 to 2; 0.0 is a value")
-    top_p: float | None = Field(None, gt=0, le=1, description="Nucleus sampling")
-    max_tokens: int | None = Field(None, ge=1, description="Upper end of one reply")
-    stop: tuple[str, ...] | None = Field(None, description="Texts at which the provider ends a reply")
-    seed: int | None = Field(None, description="Sent to the provider, derived per conversation")
-    think: bool | None = Field(None, description="Ask the model to think before it speaks")
-    think_budget: int | None = Field(None, ge=1, description="Thinking tokens at most; implies `think`")
-    effort: str | None = Field(None, description="Reasoning effort, in the provider's words")
-    extra: dict[str, Any] | None = Field(None, description="Sent as it is beside everything else")
-    thinking_visible: Literal["own", "partner", "nobody"] = Field(
-        "nobody", description="Who is sent what the agent thought: itself, the others, or nobody"
-    )
-    stop_phrase: str | None = Field(None, min_length=1, description="The agent ends the conversation by saying it")
-
-    @model_validator(mode="after")
-    def _thinks_or_not(self) -> Self:
-        if self.think is False and (self.effort is not None or self.think_budget is not None):
-            raise ValueError("think: false leaves nothing for effort or think_budget to do; leave one of them out")
-        return self
-
-
-class ContextSpec(_Checked):
-    """What happens when the context window is full."""
-
-    policy: Literal["stop", "window", "summarise"] = "stop"
-    limit_tokens: int | None = Field(None, ge=1, description="Instead of the models' own windows")
-    reserve_tokens: int = Field(4096, ge=0, description="Room kept for the reply where `max_tokens` is not set")
-    model: str | None = Field(None, description="Who writes the summaries; default: the agent itself")
-    pinned: tuple[str, ...] = Field((), description="Facts that stand beside every summary")
-
-    @model_validator(mode="after")
-    def _summarises_or_not(self) -> Self:
-        if self.policy != "summarise":
-            for name in ("model", "pinned"):
-                if getattr(self, name):
-                    raise ValueError(f"{name} is for policy: summarise; with {self.policy} leave it out")
-        return self
-
-
-class TimeoutSpec(_Checked):
-    """Seconds a request may take; null: no limit."""
-
-    connect_s: float | None = Field(15.0, gt=0, description="Until connected")
-    first_token_s: float | None = Field(300.0, gt=0, description="Until the first piece")
-    gap_s: float | None = Field(120.0, gt=0, description="Between two pieces")
-    total_s: float | None = Field(None, gt=0, description="For the whole reply")
-
-
-class RetrySpec(_Checked):
-    """How failed requests are tried again."""
-
-    attempts: int = Field(6, ge=1, description="Attempts at one message, the first included")
-    base_s: float = Field(1.0, gt=0, description="Upper end of the first wait; doubles each time")
-    max_wait_s: float = Field(60.0, gt=0, description="Longest wait, unless the provider names a longer one")
-
-
-class ExperimentSpec(_Checked):
-    """An experiment as a person writes it."""
-
-    name: str | None = Field(None, min_length=1, max_length=300, description="For finding it again")
-    agents: tuple[AgentSpec, ...] = Field(min_length=2, description="Who talks")
-    prompt: str = Field(DEFAULT_PROMPT, description="The opening, given to every agent")
-    prompt_tag: str = Field("HUMAN", max_length=60, description="Stands before the opening; empty: nothing does")
-    max_turns: int = Field(10, ge=1, description="Rounds in which every agent speaks once")
-    repetitions: int = Field(1, ge=1, description="Conversations per arm")
-    seed: int | None = Field(None, description="All draws derive from it; unset: drawn and recorded")
-    order: Literal["alternate", "random"] = Field("alternate", description="Who speaks when within a turn")
-    first: str | None = Field(None, description="Who opens: an agent id or `random`; default: the first agent")
-    choose_names: bool = Field(False, description="Agents choose their names before they talk")
-    context: Literal["stop", "window", "summarise"] | ContextSpec = Field(
-        ContextSpec(), description="When the context window is full: end, drop oldest turns, or summarise them"
-    )
-    timeouts: TimeoutSpec = Field(TimeoutSpec(), description="Seconds a request may take")
-    retries: RetrySpec = Field(RetrySpec(), description="How failed requests are tried again")
-    concurrency: int | None = Field(None, ge=1, description="Requests to one provider at a time")
-    durability: Literal["message", "strict", "none"] = Field("message", description="When the record is synced to disk")
-    lenient: bool = Field(False, description="Leave out, with a recorded warning, settings that a model does not take")
-    cache: Literal["off", "on", "shared"] = Field(
-        "off", description="Reuse replies: of the same draw when it is run again, or `shared` with every experiment"
-    )
-
-    @field_validator("cache", mode="before")
-    @classmethod
-    def _switch(cls, value: object) -> object:
-        # YAML reads a bare on or off as a truth value.
-        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
-
-    @field_validator("agents")
-    @classmethod
-    def _ids_differ(cls, agents: tuple[AgentSpec, ...]) -> tuple[AgentSpec, ...]:
-        ids = [agent.id for agent in agents]
-        if twice := {agent_id for agent_id in ids if ids.count(agent_id) > 1}:
-            raise ValueError(f"two agents have the id {', '.join(sorted(twice))}")
-        if reserved := {"both", "all", "random"} & set(ids):
-            raise ValueError(f"{', '.join(sorted(reserved))} cannot be the id of an agent")
-        return agents
-
-    @model_validator(mode="after")
-    def _first_exists(self) -> Self:
-        ids = [agent.id for agent in self.agents]
-        if self.first not in (None, "random", *ids):
-            raise ValueError(f"first: no agent {self.first!r}; there are {', '.join(ids)}, or random")
-        return self
+NOT_IN_HASH = frozenset({"name", "repetitions", "max_parallel", "budget", "notify", "notify_command"})
+"""Keys that may change while an experiment stays the same one."""
 
 
 class Resolved(NamedTuple):
@@ -176,73 +45,385 @@ class Resolved(NamedTuple):
     notices: list[str]
 
 
-def check(data: Mapping[str, Any], source: str = "spec", text: str = "") -> ExperimentSpec:
-    """The spec in `data`. Raises SpecError that names every fault, one to a line."""
-    try:
-        spec = ExperimentSpec.model_validate(data)
-    except ValidationError as error:
-        raise SpecError(explain(error, source, text, ExperimentSpec)) from None
-    refuse_half_characters(spec.model_dump(), source)
-    return spec
+# Checking
 
 
-def load(path: Path) -> ExperimentSpec:
-    """The spec in a YAML file. Raises SpecError that names every fault with its line."""
+def check(
+    data: Mapping[str, Any], source: str = "spec", text: str = "", providers: Collection[str] = ()
+) -> ExperimentSpec:
+    """The spec in `data`, in its full or its flat form.
+
+    Args:
+        text: the YAML that `data` comes from, for the lines of faults.
+        providers: where they are given, models, presets and files are looked up as well, as `resolve` does.
+
+    Raises:
+        SpecError: names every fault, one to a line.
+    """
+    return _checked(data, source, text, providers, [])
+
+
+def load(path: Path, providers: Collection[str] = ()) -> ExperimentSpec:
+    """The spec in a YAML file. Files that it names are looked for beside it first, then in the current folder.
+
+    Raises:
+        SpecError: names every fault with its line; with `providers`, also unknown models, presets and files.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
-        data = safe_load(text, str(path))
+        text = path.read_text(encoding="utf-8-sig")
+        data, repeated = parse(text)
     except OSError as error:
         raise SpecError(f"{path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SpecError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise SpecError(f"{path} is not a spec: it should hold keys such as agents and prompt")
-    return check(data, str(path), text)
+    return _checked(data, str(path), text, providers, repeated, beside=path.parent)
+
+
+def _checked(
+    data: Mapping[str, Any],
+    source: str,
+    text: str,
+    providers: Collection[str],
+    faults: list[Fault],
+    beside: Path | None = None,
+) -> ExperimentSpec:
+    full = flat.translate(data)
+    if beside is not None:
+        _find_files(full.data, beside)
+    spec, found = _validated(full)
+    faults = [*faults, *full.faults, *found]
+    if spec is not None and not _ends(full.data):
+        raise SpecError(f"{source}: a value holds itself, or is nested too deeply")
+    if spec is not None:
+        faults += [*half_characters(spec.model_dump()), *sweep.faults(_with_openings(spec))]
+    if providers:
+        faults += _lookup_faults(full.data, providers)
+    if faults or spec is None:
+        # In the flat form a missing agent has been told in its own words.
+        short = {fault.where for fault in full.faults}
+        kept = [f for f in faults if not (f.where == ("agents",) and full.written.get(("agents",)) in short)]
+        raise SpecError(tell(kept, source, text, full.written))
+    return spec
+
+
+def _ends(data: object) -> bool:
+    try:
+        json.dumps(data, default=str)
+    except (ValueError, RecursionError):
+        return False
+    except TypeError:  # a key that is no text, which is told elsewhere
+        pass
+    return True
+
+
+def _with_openings(spec: ExperimentSpec) -> ExperimentSpec:
+    """The spec with openings from files in it, so that arms can be counted; without them if there are none."""
+    if not isinstance(spec.openings, str):
+        return spec
+    try:
+        return spec.model_copy(update={"openings": read_openings(Path(spec.openings))})
+    except SpecError:  # told where names are looked up
+        return spec.model_copy(update={"exclude": ()})
+
+
+def _validated(full: flat.Translated) -> tuple[ExperimentSpec | None, list[Fault]]:
+    """The spec, and what is wrong with it key by key; with faults, what is left of the spec without them."""
+    faults: list[Fault] = []
+    data: dict[Any, Any] | None = full.data
+    while data is not None:
+        try:
+            return ExperimentSpec.model_validate(data), faults
+        except ValidationError as error:
+            faults += faults_of(error, ExperimentSpec, full.known)
+            data = _without(data, error)
+    return None, faults
+
+
+def _without(data: Mapping[Any, Any], error: ValidationError) -> dict[Any, Any] | None:
+    """A spec without its faulty keys, so that what they do not concern can be judged; None if that is not possible."""
+    rest = {str(key): value for key, value in data.items()}
+    found = error.errors(include_url=False)
+    faulty_agents = any(fault["loc"][:1] == ("agents",) and len(fault["loc"]) > 1 for fault in found)
+    for fault in found:
+        top, *inner = place_of(fault["loc"]) or [""]
+        if fault["loc"] == ("agents",) and faulty_agents:
+            continue  # too short of right ones
+        if top in ("", "models", "pairs"):
+            return None
+        if top == "interventions" and inner and isinstance(rest[top], list):
+            rest[top] = [_HARMLESS if str(n) == inner[0] else one for n, one in enumerate(rest[top])]
+            continue
+        if top != "agents" or top not in rest:
+            for key in (top, *_DEPENDENT.get(top, ())):
+                rest.pop(key, None)
+            continue
+        agents = list(rest["agents"]) if isinstance(rest["agents"], list) else []
+        index = int(inner[0]) if inner else 0
+        if not inner or not isinstance(agents[index], dict) or inner[1:2] == ["id"]:
+            return None  # whoever names an agent without an id would be told that it is not there
+        if len(inner) == 1:
+            agents[index] = {key: value for key, value in agents[index].items() if key in ("id", "model")}
+        else:
+            left = {key: value for key, value in agents[index].items() if str(key) != inner[1]}
+            agents[index] = left | ({"model": _SOME_MODEL} if inner[1] == "model" else {})
+        rest["agents"] = agents
+    return rest if rest != data else None
+
+
+_SOME_MODEL = "local:test"
+"""Stands where the model that is given cannot be one."""
+_HARMLESS = {"turn": 1, "inject": "nothing"}
+"""Stands for an intervention that is faulty, so that the others keep their places."""
+_DEPENDENT = {
+    "interventions": ("twins",),
+    "sweep": ("exclude",),
+    "zip": ("exclude",),
+    "openings": ("exclude",),
+}
+"""Keys that would seem wrong only because another one is."""
+
+
+# What names stand for
+
+
+class _Name(NamedTuple):
+    """Something in a spec that stands for something else."""
+
+    where: Place
+    kind: str
+    """`model`, `awareness` or `openings`."""
+    value: Any
+    serves: str | None = None
+    """The one agent that an awareness file speaks to."""
+
+
+def _names(data: Mapping[str, Any]) -> Iterator[_Name]:
+    """All names in a spec that need not be right otherwise."""
+    agents = [agent for agent in _items(data.get("agents")) if isinstance(agent[1], Mapping)]
+    told = [agent.get("awareness") for _, agent in agents]
+    for index, agent in agents:
+        if isinstance(agent.get("model"), str) and agent["model"]:
+            yield _Name(("agents", index, "model"), "model", agent["model"])
+        alone = any(other != agent.get("awareness") for other in told)
+        yield _Name(
+            ("agents", index, "awareness"), "awareness", agent.get("awareness"), agent.get("id") if alone else None
+        )
+    for key, model in _items(data.get("models")):
+        yield _Name(("models", key), "model", model)
+    for table in ("sweep", "zip"):
+        for path, values in _items(data.get(table)):
+            head, _, name = path.rpartition(".")
+            for key, value in _items(values):
+                serves = None if head == "all" else head
+                kind = "awareness" if name == "awareness" else "model" if name == "model" else None
+                if kind is not None:
+                    yield _Name((table, path, key), kind, value, serves)
+                elif path == "context" and isinstance(value, Mapping):
+                    yield _Name((table, path, key, "model"), "model", value.get("model"))
+    for key, intervention in _items(data.get("interventions")):
+        if isinstance(intervention, Mapping):
+            yield _Name(("interventions", key, "swap_model"), "model", intervention.get("swap_model"))
+    if isinstance(context := data.get("context"), Mapping):
+        yield _Name(("context", "model"), "model", context.get("model"))
+    yield _Name(("openings",), "openings", data.get("openings"))
+
+
+def _items(some: object) -> list[tuple[str, Any]]:
+    if isinstance(some, Mapping):
+        return [(str(key), value) for key, value in some.items()]
+    return [(str(index), value) for index, value in enumerate(some)] if isinstance(some, list | tuple) else []
+
+
+def _lookup_faults(data: Mapping[str, Any], providers: Collection[str]) -> list[Fault]:
+    """Models, presets and files that are not there, or not right."""
+    ids = [str(agent.get("id")) for _, agent in _items(data.get("agents")) if isinstance(agent, Mapping)] or ["a", "b"]
+    found = []
+    models: dict[str, str] = {}
+    for name in _names(data):
+        try:
+            if name.kind == "model" and isinstance(name.value, str):
+                model = resolve_model(name.value, providers)
+                if name.where[0] == "models" and models.setdefault(model, name.value) != name.value:
+                    found.append(Fault(name.where, f"{models[model]} and {name.value} are the same model"))
+            elif name.kind == "awareness" and isinstance(name.value, str | Mapping):
+                _aware(name.value, ids, name.serves)
+            elif name.kind == "openings" and isinstance(name.value, str):
+                read_openings(Path(name.value))
+        except SpecError as error:
+            found += [Fault(name.where, line) for line in str(error).splitlines()]
+    return found
+
+
+def _aware(
+    value: str | Mapping[str, Any] | AwarenessSpec, ids: Sequence[str], serves: str | None
+) -> tuple[AwarenessSpec, list[str]]:
+    if isinstance(value, str):
+        found, notices = load_awareness(value, [Seat(agent_id, "", "") for agent_id in ids], serves=serves)
+        return AwarenessSpec(
+            name=found.name,
+            base=found.base,
+            prompts=_for_whom(found.prompts, serves),
+            placement=found.placement,
+        ), notices
+    try:
+        awareness = AwarenessSpec.model_validate(value)
+    except ValidationError:  # that is told already
+        return AwarenessSpec(name=""), []
+    faults = []
+    if find_preset(awareness.base) is None:
+        faults.append(f"base: no preset {awareness.base!r}")
+    texts = {
+        turn: {serves or "all": text} if isinstance(text, str) else text for turn, text in awareness.prompts.items()
+    }
+    prompts, notices, wrong = addressed(texts, ids, serves, f"awareness {awareness.name}")
+    if faults := faults + wrong:
+        raise SpecError("\n".join(faults))
+    base = find_preset(awareness.base)
+    return awareness.model_copy(update={"base": base, "prompts": _for_whom(prompts, serves)}), notices
+
+
+def _for_whom(prompts: Mapping[int, Mapping[str, str]], serves: str | None) -> dict[int, str | dict[str, str]]:
+    by_turn = sorted(prompts.items())
+    return {turn: dict(texts) if serves is None else texts[serves] for turn, texts in by_turn}
+
+
+def _find_files(data: dict[Any, Any], beside: Path) -> None:
+    """Point names of files at those that lie beside the spec, where there are such."""
+
+    def found(value: Any, *, preset: bool = True) -> Any:
+        if not isinstance(value, str) or not value or (preset and find_preset(value)) or "\n" in value:
+            return value
+        try:
+            return str(beside / value) if (beside / value).exists() else value
+        except (OSError, ValueError):  # too long, or no name at all
+            return value
+
+    def each(values: Any) -> Any:
+        if isinstance(values, list):
+            return [found(value) for value in values]
+        return {key: found(value) for key, value in values.items()} if isinstance(values, dict) else values
+
+    data["openings"] = found(data.get("openings"), preset=False)
+    if data["openings"] is None:
+        del data["openings"]
+    if isinstance(agents := data.get("agents"), list):
+        data["agents"] = [
+            {**agent, "awareness": found(agent["awareness"])}
+            if isinstance(agent, dict) and "awareness" in agent
+            else agent
+            for agent in agents
+        ]
+    for table in ("sweep", "zip"):
+        if isinstance(paths := data.get(table), dict):
+            data[table] = {
+                path: each(values) if str(path).endswith(".awareness") else values for path, values in paths.items()
+            }
+
+
+# Resolving
 
 
 def resolve(spec: ExperimentSpec, providers: Collection[str]) -> Resolved:
     """Write out everything that a name stands for, so that the spec runs the same anywhere and later.
 
+    What depends on who sits together (names, and the words of a preset) is written out where all conversations have
+    the same models, settings and openings; where arms differ, it follows from the texts that are written out.
+
     Raises:
-        SpecError: an unknown model, preset or file.
+        SpecError: names every unknown model, preset and file, one to a line.
     """
-    models = [resolve_model(agent.model, providers) for agent in spec.agents]
-    names = _names(spec.agents, models)
-    seats = [Seat(agent.id, model, name) for agent, model, name in zip(spec.agents, models, names, strict=True)]
-    notices: list[str] = []
+    if faults := _lookup_faults(spec.model_dump(), providers):
+        raise SpecError("\n".join(dict.fromkeys(fault.message for fault in faults)))
+    ids = seat_ids(spec)
+    swept = sweep.has_factors(spec)
+    notices: dict[str, None] = {}
+    last_turn = max(cell.values.get("max_turns", spec.max_turns) for cell in sweep.arms(spec))
+
+    def model(wanted: str) -> str:
+        return resolve_model(wanted, providers)
+
+    def aware(value: Any, serves: str | None, *, whole: bool) -> AwarenessSpec | None:
+        if value is None:
+            return None
+        found, said = _aware(value, ids, serves)
+        notices.update(dict.fromkeys([*said, *_never_reached(found, last_turn)]))
+        if whole and found.system_prompt is None and (text := preset_text(found.base)):
+            found = found.model_copy(update={"system_prompt": text})
+        return found
+
+    def table(paths: Mapping[str, Any]) -> dict[str, Any]:
+        return {path: values(path, some) for path, some in paths.items()}
+
+    def values(path: str, some: Any) -> Any:
+        if sweep.typed(some):
+            return some
+        head, _, key = path.rpartition(".")
+        plain = list(some.values()) if isinstance(some, Mapping) else list(some)
+        labels = sweep.labels_of(some, path)
+        if key == "model":
+            plain = [model(value) for value in plain]
+        elif key == "awareness":
+            plain = [_dumped(aware(value, None if head == "all" else head, whole=True)) for value in plain]
+        elif path == "context":
+            plain = [
+                value | {"model": model(value["model"])} if isinstance(value, dict) and value.get("model") else value
+                for value in plain
+            ]
+        return list(some) if plain == labels else dict(zip(labels, plain, strict=True))
+
     agents = []
-    for agent, seat in zip(spec.agents, seats, strict=True):
-        awareness = agent.awareness
-        prompt = agent.system_prompt
-        if isinstance(awareness, str):
-            # A file that is given for everybody speaks to everybody.
-            alone = any(other.awareness != awareness for other in spec.agents)
-            found, said = load_awareness(awareness, seats, serves=agent.id if alone else None)
-            notices += [notice for notice in said if notice not in notices]
-            awareness = _inline(found, agent.id)
+    for agent in spec.agents:
+        # A file that is given for everybody speaks to everybody.
+        alone = any(other.awareness != agent.awareness for other in spec.agents)
+        awareness = aware(agent.awareness, agent.id if alone else None, whole=swept and agent.system_prompt is None)
         if awareness is not None:
-            notices += [notice for notice in _never_reached(awareness, spec.max_turns) if notice not in notices]
-        if prompt is None and awareness is not None:
-            prompt = system_prompt(awareness.base, seat, seats)
-        think = True if agent.think_budget is not None and agent.think is None else agent.think
-        changes = {
-            "model": seat.model,
-            "name": seat.name,
-            "system_prompt": prompt,
-            "awareness": awareness,
-            "think": think,
-        }
-        agents.append(agent.model_copy(update=changes))
+            awareness = awareness.model_copy(update={"prompts": texts_for(awareness, agent.id)})
+        agents.append(
+            agent.model_copy(update={"model": model(agent.model) if agent.model else "", "awareness": awareness})
+        )
     context = ContextSpec(policy=spec.context) if isinstance(spec.context, str) else spec.context
     if context.model is not None:
-        context = context.model_copy(update={"model": resolve_model(context.model, providers)})
-    seed = spec.seed if spec.seed is not None else secrets.randbits(31)
-    return Resolved(spec.model_copy(update={"agents": tuple(agents), "context": context, "seed": seed}), notices)
+        context = context.model_copy(update={"model": model(context.model)})
+    update = {
+        "agents": tuple(agents) if swept else seated(agents),
+        "context": context,
+        "seed": spec.seed if spec.seed is not None else secrets.randbits(31),
+        "sweep": table(spec.sweep),
+        "zip": table(spec.zip),
+        "exclude": tuple(_excluded(spec, wanted) for wanted in spec.exclude),
+        "interventions": tuple(
+            one.model_copy(update={"swap_model": model(one.swap_model)}) if one.swap_model is not None else one
+            for one in spec.interventions
+        ),
+    }
+    if spec.models is not None:
+        named = zip(sweep.labels_of(spec.models), sweep.values_of(spec.models), strict=True)
+        update["models"] = {label: model(wanted) for label, wanted in named}
+    if spec.openings is not None:
+        update["openings"] = _openings(spec.openings)
+    return Resolved(spec.model_copy(update=update), list(notices))
 
 
-def _inline(awareness: Awareness, agent_id: str) -> AwarenessSpec:
-    prompts = {turn: texts[agent_id] for turn, texts in sorted(awareness.prompts.items()) if agent_id in texts}
-    return AwarenessSpec(name=awareness.name, base=awareness.base, prompts=prompts)
+def _dumped(awareness: AwarenessSpec | None) -> dict[str, Any] | None:
+    return None if awareness is None else awareness.model_dump(exclude_defaults=True)
+
+
+def _openings(given: str | list[str] | dict[str, str]) -> dict[str, str]:
+    if isinstance(given, str):
+        return read_openings(Path(given))
+    return given if isinstance(given, dict) else {str(number): text for number, text in enumerate(given, 1)}
+
+
+def _excluded(spec: ExperimentSpec, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The same arms by the labels that they keep."""
+    found: dict[str, Any] = {}
+    for key, one in wanted.items():
+        some = one if isinstance(one, list) else [one]
+        labels = [sweep.label_meant(spec, key, value) for value in some]
+        found[key] = labels if isinstance(one, list) else labels[0]
+    return found
 
 
 def _never_reached(awareness: AwarenessSpec, turns: int) -> list[str]:
@@ -251,85 +432,27 @@ def _never_reached(awareness: AwarenessSpec, turns: int) -> list[str]:
     return [f"awareness {awareness.name}: text at turn {turn} is never reached: {has}" for turn in late]
 
 
-def _names(agents: tuple[AgentSpec, ...], models: list[str]) -> list[str]:
-    """Display names: as given, else from the model; self-play gets the agent's id behind it."""
-    plain = [(model.partition(":")[2].partition("?")[0].rpartition("/")[2] or model)[:40] for model in models]
-    return [
-        agent.name or (name if plain.count(name) == 1 else f"{name}-{agent.id}")
-        for agent, name in zip(agents, plain, strict=True)
-    ]
+def models_of(spec: ExperimentSpec) -> list[str]:
+    """Every model that the conversations of a resolved spec may ask, once."""
+    found: dict[str, None] = {}
+    for cell in sweep.arms(spec):
+        for name in _names(sweep.one_arm(spec, cell).model_dump()):
+            if name.kind == "model" and isinstance(name.value, str):
+                found[name.value] = None
+    return list(found)
 
 
-def expand(spec: ExperimentSpec) -> list[ConversationSpec]:
-    """The conversations of a resolved spec, in the order in which they run."""
-    return [_conversation(spec, repetition) for repetition in range(1, spec.repetitions + 1)]
-
-
-def _conversation(spec: ExperimentSpec, repetition: int, arm: str = "") -> ConversationSpec:
-    seed = derive_seed(spec.seed, arm, repetition)
-    ids = [agent.id for agent in spec.agents]
-    first = spec.first or ids[0]
-    if first == "random":
-        first = random.Random(f"{seed}:first").choice(ids)
-    context = spec.context
-    assert isinstance(context, ContextSpec), "a resolved spec"
-    return ConversationSpec(
-        agents=tuple(_agent(agent, arm, repetition) for agent in spec.agents),
-        opening=spec.prompt,
-        prompt_tag=spec.prompt_tag,
-        max_turns=spec.max_turns,
-        order=spec.order,
-        first=first,
-        seed=seed,
-        arm=arm,
-        repetition=repetition,
-        injections=tuple(
-            Injection(turn, agent.id, text, f"awareness:{agent.awareness.name}")
-            for agent in spec.agents
-            if isinstance(agent.awareness, AwarenessSpec)
-            for turn, text in agent.awareness.prompts.items()
-        ),
-        choose_names=spec.choose_names,
-        stop_phrases={agent.id: agent.stop_phrase for agent in spec.agents if agent.stop_phrase is not None},
-        context=ContextPolicy(**context.model_dump()),
-        speaker_label=SPEAKER_LABEL if len(ids) > 2 or spec.choose_names else None,
-        placeholders=Placeholders(),
-        timeouts=Timeouts(**spec.timeouts.model_dump()),
-        retries=Retries(**spec.retries.model_dump()),
-        concurrency=spec.concurrency,
-        durability=spec.durability,
-        lenient=spec.lenient,
-        cache=spec.cache,
-    )
-
-
-def _agent(agent: AgentSpec, arm: str, repetition: int) -> Agent:
-    assert agent.name is not None, "a resolved spec"
-    assert not isinstance(agent.awareness, str), "a resolved spec"
-    return Agent(
-        id=agent.id,
-        model=agent.model,
-        name=agent.name,
-        system_prompt=agent.system_prompt if (agent.system_prompt or "").strip() else None,
-        awareness=agent.awareness.name if agent.awareness else None,
-        settings=AgentSettings(
-            temperature=agent.temperature,
-            top_p=agent.top_p,
-            max_tokens=agent.max_tokens,
-            stop=agent.stop,
-            seed=None if agent.seed is None else derive_seed(agent.seed, arm, repetition, bits=31),
-            think=agent.think,
-            think_budget=agent.think_budget,
-            effort=agent.effort,
-            extra=agent.extra,
-        ),
-        thinking_visible=agent.thinking_visible,
-    )
+# Writing
 
 
 def experiment_hash(spec: ExperimentSpec) -> str:
-    """What makes two resolved specs the same experiment: all but the name and the number of repetitions."""
-    return spec_hash(spec.model_dump(mode="json", exclude={"name", "repetitions"}))
+    """What makes two resolved specs the same experiment: all but how often, how fast, for how much, and under what
+    name it runs."""
+    data = spec.model_dump(mode="json", exclude=set(NOT_IN_HASH), exclude_defaults=True)
+    for key in ("sweep", "zip", "models"):
+        if isinstance(data.get(key), dict):  # labels follow the order in which these are written
+            data[key] = list(data[key].items())
+    return spec_hash(data)
 
 
 def to_yaml(spec: ExperimentSpec) -> str:
@@ -348,3 +471,26 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Dumper.add_representer(str, _Dumper.represent_text)
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of a spec's file in both forms, for editors and other programs."""
+    schema = ExperimentSpec.model_json_schema()
+    agent = schema["$defs"]["AgentSpec"]["properties"]
+    ids = "[a-z][a-z0-9]{0,15}"
+    ours = schema["properties"]
+    for key in flat.SHARED_KEYS:
+        ours[key] = agent[key] | {"description": f"Of every agent (flat form): {agent[key]['description']}"}
+    ours["allow_truncation"] = {"type": "boolean", "description": "Flat form of `context: window`"}
+    for seat in ("a", "b"):
+        ours[f"agent_{seat}"] = agent["model"] | {"description": f"Model of agent {seat} (flat form)"}
+        for key in flat.AGENT_KEYS:
+            said = f"Of agent {seat} (flat form): {agent[key]['description']}"
+            ours[f"{key}_{seat}"] = agent[key] | {"description": said}
+    taken = (*ours, *flat.SHARED_KEYS)
+    schema["patternProperties"] = {f"^agent_{ids}$": {"type": "string"}}
+    for key in flat.AGENT_KEYS:
+        others = "|".join(other.removeprefix(f"{key}_") for other in taken if other.startswith(f"{key}_"))
+        schema["patternProperties"][f"^{key}_(?!({others})$){ids}$"] = agent[key]
+    schema["anyOf"] = [{"required": ["agents"]}, {"required": ["agent_a"]}, {"required": ["pairs", "models"]}]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "Pidgin experiment"}

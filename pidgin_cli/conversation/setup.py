@@ -1,12 +1,28 @@
 """What a person has set up, made to count in this process."""
 
+import threading
+
 from pidgin_cli.core.errors import SpecError
 from pidgin_cli.providers.registry import BUILT_IN, INSIDE, PROVIDERS, add_provider, endpoint, load_plugins
 from pidgin_cli.spec.catalogue import resolve_model, use_settings
 from pidgin_cli.spec.errors import nearest
 from pidgin_cli.spec.settings import Settings, config_folder, load_settings
 
-__all__ = ["use_person_settings"]
+__all__ = ["ensure_person_settings", "use_person_settings"]
+
+_lock = threading.Lock()
+_in_use = False
+
+
+def ensure_person_settings() -> None:
+    """`use_person_settings`, unless that has been done in this process.
+
+    Raises:
+        SpecError: the file or a plug-in is wrong.
+    """
+    with _lock:
+        if not _in_use:
+            use_person_settings()
 
 
 def use_person_settings() -> Settings:
@@ -15,7 +31,8 @@ def use_person_settings() -> Settings:
     Raises:
         SpecError: the file or a plug-in is wrong.
     """
-    load_plugins()
+    global _in_use
+    plugins = load_plugins()
     settings = load_settings()
     faults = []
     for name, given in settings.endpoints.items():
@@ -23,6 +40,11 @@ def use_person_settings() -> Settings:
             faults.append(
                 f"endpoints.{name}: Pidgin has a provider {name!r}; choose another name, "
                 f"or set base_url under [providers.{name}]"
+            )
+            continue
+        if name in plugins:
+            faults.append(
+                f"endpoints.{name}: the package {plugins[name]} brings a provider {name!r}; choose another name"
             )
             continue
         made = endpoint(name, given.base_url, given.api_key_env)
@@ -55,4 +77,5 @@ def use_person_settings() -> Settings:
     if faults:
         path = config_folder() / "config.toml"
         raise SpecError("\n".join(f"{path}: {fault}" for fault in faults))
+    _in_use = True
     return settings

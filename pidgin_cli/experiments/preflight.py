@@ -1,0 +1,112 @@
+"""What can be known to be wrong about models before anything starts."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+
+from pidgin_cli.conversation.recording import read_recording
+from pidgin_cli.core.errors import PidginError, SpecError
+from pidgin_cli.eventlog.folder import OutputRoot
+from pidgin_cli.providers.keys import key_fault
+from pidgin_cli.providers.registry import PROVIDERS, ProviderInfo, split_model, unsupported
+from pidgin_cli.providers.replay import RecordedReply
+from pidgin_cli.spec.catalogue import thinks
+from pidgin_cli.spec.conversation import ConversationSpec
+
+from .runner import find_log
+
+__all__ = ["check_models", "recording"]
+
+
+def recording(root: OutputRoot, source: str) -> Mapping[str, Sequence[RecordedReply]]:
+    """What `replay:<source>` says, by agent.
+
+    Args:
+        source: a conversation or experiment below `root`, or the path of a log.
+
+    Raises:
+        NotFound: there is no such record. LogError: it cannot be read.
+    """
+    return read_recording(find_log(root, source))
+
+
+def check_models(conversations: Iterable[ConversationSpec], root: OutputRoot) -> None:
+    """See that every model can be asked what the specs want of it. Keys come out of the keyring on the way.
+
+    Raises:
+        SpecError: names every fault of every model, one to a line: a missing key, a wrong address or name, a record
+            that cannot be replayed, and, unless a spec is lenient, settings that a model does not take.
+    """
+
+    @cache
+    def faults_of_provider(name: str) -> list[str]:
+        return list(_unreachable(PROVIDERS[name]))
+
+    @cache
+    def faults_of_model(model_id: str, agent_id: str) -> list[str]:
+        info, model = split_model(model_id)
+        missing = key_fault_of(info.name)
+        if missing is not None:
+            return [f"({model_id}) {missing}"]
+        return [f"({model_id}): {fault}" for fault in _unservable(info, model, agent_id, root)]
+
+    @cache
+    def key_fault_of(name: str) -> str | None:
+        return key_fault(PROVIDERS[name])
+
+    found: dict[str, None] = {}  # a set that keeps its order
+    for spec in conversations:
+        models = [(f"agent {agent.id}", agent.id, agent.model) for agent in spec.agents]
+        for change in spec.interventions:
+            if change.model is not None:
+                models += [(f"agent {name}, from turn {change.turn} on,", name, change.model) for name in change.agents]
+        if spec.context.model is not None:
+            models.append(("the summaries", "", spec.context.model))
+        for who, agent_id, model_id in models:
+            found.update(dict.fromkeys(f"{who} {fault}" for fault in faults_of_model(model_id, agent_id)))
+            found.update(dict.fromkeys(faults_of_provider(split_model(model_id)[0].name)))
+        if spec.lenient:
+            continue
+        for agent in spec.agents:
+            reasons = unsupported(split_model(agent.model)[0], agent, thinks=thinks(agent.model))
+            hint = "leave it out, or give --lenient"
+            found.update(dict.fromkeys(f"agent {agent.id}: {reason}; {hint}" for reason in reasons.values()))
+    if found:
+        raise SpecError("\n".join(found))
+
+
+def _unreachable(info: ProviderInfo) -> Iterator[str]:
+    """What is wrong with a provider's address."""
+    try:
+        if info.adapter == PROVIDERS["ollama"].adapter:
+            from pidgin_cli.providers.ollama_setup import place
+
+            place(info)
+        elif info.sdk is not None:
+            from pidgin_cli.providers.wire import base_url
+
+            base_url(info)
+    except SpecError as error:
+        yield str(error)
+
+
+def _unservable(info: ProviderInfo, model: str, agent_id: str, root: OutputRoot) -> Iterator[str]:
+    """What is wrong with the name of a model that runs in this process."""
+    if info.name == "local":
+        from pidgin_cli.providers.local import check_model
+
+        try:
+            check_model(model)
+        except SpecError as error:
+            yield str(error)
+    elif info.name == "replay":
+        source, _, wanted = model.partition("#")
+        try:
+            recorded = recording(root, source)
+        except PidginError as error:
+            yield str(error)
+            return
+        if (wanted or agent_id) not in recorded and agent_id:
+            yield (
+                f"nothing of agent {wanted or agent_id} is recorded there, only of {', '.join(recorded)}; "
+                f"write replay:{source}#AGENT"
+            )

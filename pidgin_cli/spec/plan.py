@@ -1,0 +1,296 @@
+"""The plan of an experiment: which conversations there are, and in which order they run.
+
+Arms, order and seeds follow from the spec alone. The order goes by repetition: a block of every arm once, shuffled,
+then the next. So any beginning of it has each arm equally often, give or take one, and more repetitions only append.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from pidgin_cli.core.errors import SpecError
+from pidgin_cli.core.types import Agent, AgentSettings, Retries, Timeouts
+
+from .conversation import (
+    ContextPolicy,
+    ConversationSpec,
+    Injection,
+    Intervention,
+    Origin,
+    Placeholders,
+    derive_seed,
+)
+from .errors import nearest
+from .schema import ALL, AgentSpec, AwarenessSpec, ContextSpec, ExperimentSpec, InterventionSpec
+from .seats import seated, texts_for
+from .sweep import Cell, arms, has_factors, label_of, one_arm
+
+__all__ = ["calls", "expand", "plan_order"]
+
+SPEAKER_LABEL = "[{name}]: {text}"
+
+
+class _Place(NamedTuple):
+    """One conversation of the plan, apart from its twin."""
+
+    repetition: int
+    cell: int
+    swapped: bool
+    """The models of a pair sit the other way round."""
+
+
+def expand(spec: ExperimentSpec, experiment_id: str = "") -> dict[str, ConversationSpec]:
+    """The conversations of a resolved spec by id (`<experiment_id>-<n>`, n from 1), in the order in which they run."""
+    cells = arms(spec)
+    seats: dict[tuple[int, bool], ConversationSpec] = {}
+    found: dict[str, ConversationSpec] = {}
+    for place in _order(spec, cells):
+        kind = (place.cell, place.swapped)
+        if kind not in seats:
+            seats[kind] = _of_arm(spec, cells[place.cell], swapped=place.swapped)
+        conversation_id = f"{experiment_id}-{len(found) + 1}"
+        found[conversation_id] = conversation = _drawn(spec, seats[kind], place, cells[place.cell])
+        if spec.twins:
+            found[f"{experiment_id}-{len(found) + 1}"] = _twin(conversation, conversation_id)
+    return found
+
+
+def _order(spec: ExperimentSpec, cells: Sequence[Cell]) -> Iterator[_Place]:
+    both = spec.pairs == "ordered"
+    for repetition in range(1, spec.repetitions + 1):
+        for half in range(2 if both else 1):
+            block = [
+                _Place(repetition, index, _swapped(spec, cell, repetition, half)) for index, cell in enumerate(cells)
+            ]
+            yield from sorted(
+                block, key=lambda place: derive_seed(spec.seed, "order", place.repetition, half, cells[place.cell].arm)
+            )
+
+
+def _swapped(spec: ExperimentSpec, cell: Cell, repetition: int, half: int) -> bool:
+    """Which way round a pair sits: by lot, and the next time the other way."""
+    if cell.models is None or cell.models[0] == cell.models[1]:
+        return False
+    if spec.pairs == "ordered":
+        return bool(_lot(spec, "seats", cell.arm, repetition) ^ half)
+    return bool(_lot(spec, "seats", cell.arm, (repetition - 1) // 2) ^ ((repetition - 1) % 2))
+
+
+def _lot(spec: ExperimentSpec, *parts: object) -> int:
+    return derive_seed(spec.seed, *parts, bits=1)
+
+
+def _of_arm(spec: ExperimentSpec, cell: Cell, *, swapped: bool) -> ConversationSpec:
+    """A conversation of an arm, with everything but what its repetition decides."""
+    arm = one_arm(spec, cell, swapped=swapped)
+    agents = seated(arm.agents) if has_factors(spec) else arm.agents
+    context = arm.context if isinstance(arm.context, ContextSpec) else ContextSpec(policy=arm.context)
+    models = cell.models or ()
+    return ConversationSpec(
+        agents=tuple(_agent(agent) for agent in agents),
+        opening=arm.prompt,
+        prompt_tag=arm.prompt_tag,
+        max_turns=arm.max_turns,
+        order=arm.order,
+        first=arm.first or agents[0].id,
+        arm=cell.arm,
+        variables=dict(cell.variables),
+        seating=",".join(reversed(models) if swapped else models),
+        origin=None if arm.branch is None else Origin(arm.branch.of, arm.branch.turn),
+        injections=tuple(
+            Injection(turn, agent.id, text, f"awareness:{agent.awareness.name}", agent.awareness.placement)
+            for agent in agents
+            if isinstance(agent.awareness, AwarenessSpec)
+            for turn, text in texts_for(agent.awareness, agent.id).items()
+        ),
+        interventions=tuple(
+            _intervention(one, [agent.id for agent in agents])
+            for one in sorted(arm.interventions, key=lambda one: one.turn)
+        ),
+        choose_names=arm.choose_names,
+        stop_phrases={agent.id: agent.stop_phrase for agent in agents if agent.stop_phrase is not None},
+        context=ContextPolicy(**context.model_dump()),
+        speaker_label=SPEAKER_LABEL if len(agents) > 2 or arm.choose_names else None,
+        placeholders=Placeholders(),
+        timeouts=Timeouts(**arm.timeouts.model_dump()),
+        retries=Retries(**arm.retries.model_dump()),
+        concurrency=arm.concurrency,
+        durability=arm.durability,
+        lenient=arm.lenient,
+        cache=arm.cache,
+    )
+
+
+def _agent(agent: AgentSpec) -> Agent:
+    assert agent.name is not None, "a resolved spec"
+    assert not isinstance(agent.awareness, str), "a resolved spec"
+    return Agent(
+        id=agent.id,
+        model=agent.model,
+        name=agent.name,
+        system_prompt=_visible(agent.system_prompt),
+        awareness=agent.awareness.name if agent.awareness else None,
+        settings=AgentSettings(
+            temperature=agent.temperature,
+            top_p=agent.top_p,
+            max_tokens=agent.max_tokens,
+            stop=agent.stop,
+            seed=agent.seed,
+            think=agent.think,
+            think_budget=agent.think_budget,
+            effort=agent.effort,
+            extra=agent.extra,
+        ),
+        thinking_visible=agent.thinking_visible,
+    )
+
+
+def _visible(prompt: str | None) -> str | None:
+    return prompt if (prompt or "").strip() else None
+
+
+def _intervention(one: InterventionSpec, ids: Sequence[str]) -> Intervention:
+    action = one.action
+    agents = tuple(ids) if ALL in one.agents else tuple(dict.fromkeys(one.agents))
+    text = {"inject": one.inject, "edit": one.edit, "swap_system_prompt": _visible(one.swap_system_prompt)}.get(action)
+    return Intervention(
+        turn=one.turn,
+        kind=action,
+        agents=agents,
+        text=text,
+        model=one.swap_model,
+        turns=one.turns,
+        placement=one.placement,
+    )
+
+
+def _drawn(spec: ExperimentSpec, conversation: ConversationSpec, place: _Place, cell: Cell) -> ConversationSpec:
+    """The conversation of one repetition, with its seeds and whoever opens it."""
+    # Only where both seatings stand in one repetition must the seating tell their draws apart.
+    draw = [conversation.arm, place.repetition, *([conversation.seating] if spec.pairs == "ordered" else [])]
+    seed = derive_seed(spec.seed, *draw)
+    ids = [agent.id for agent in conversation.agents]
+    first = conversation.first
+    if first == "random":
+        first = random.Random(f"{seed}:first").choice(ids)
+    elif first == "balanced":
+        first = _opener(spec, cell, place, ids)
+    agents = tuple(
+        replace(agent, settings=replace(agent.settings, seed=derive_seed(agent.settings.seed, *draw, bits=31)))
+        if agent.settings.seed is not None
+        else agent
+        for agent in conversation.agents
+    )
+    return replace(conversation, agents=agents, seed=seed, first=first, repetition=place.repetition)
+
+
+def _opener(spec: ExperimentSpec, cell: Cell, place: _Place, ids: Sequence[str]) -> str:
+    """Who opens: the agents take turns within an arm, in an order that is drawn anew for each round.
+
+    Where pairs change seats, both the seats and the models take turns: over four repetitions each model opens from
+    each seat.
+    """
+    round_, position = divmod(place.repetition - 1, len(ids))
+    if spec.pairs in ("unordered", "all") and len(set(cell.models or ())) > 1:
+        model = _lot(spec, "opens", cell.arm, round_ // 2) ^ (round_ % 2)
+        return ids[int(place.swapped) ^ model]
+    drawn = random.Random(f"{spec.seed}:opens:{cell.arm}:{round_}").sample(ids, len(ids))
+    return drawn[position]
+
+
+def _twin(conversation: ConversationSpec, conversation_id: str) -> ConversationSpec:
+    """The same conversation without its interventions, from the same prefix."""
+    fork = min(one.turn for one in conversation.interventions) - 1
+    return replace(
+        conversation,
+        arm=f"{conversation.arm}, twin" if conversation.arm else "twin",
+        variables=conversation.variables | {"twin": True},
+        origin=Origin(conversation_id, fork),
+        interventions=(),
+    )
+
+
+def calls(conversation: ConversationSpec) -> int:
+    """How many messages and names a conversation asks for itself, retries and summaries aside."""
+    shared = conversation.origin.turn if conversation.origin is not None else 0
+    silent = {
+        (turn, agent_id)
+        for one in conversation.interventions
+        if one.kind == "mute"
+        for turn in range(max(one.turn, shared + 1), min(one.turn + one.turns, conversation.max_turns + 1))
+        for agent_id in one.agents
+    }
+    names = len(conversation.agents) if conversation.choose_names and conversation.origin is None else 0
+    return (conversation.max_turns - shared) * len(conversation.agents) - len(silent) + names
+
+
+# What runs of it
+
+
+def plan_order(
+    plan: Mapping[str, ConversationSpec],
+    *,
+    filters: Iterable[str] = (),
+    limit: int | None = None,
+    shuffle_seed: int | None = None,
+) -> list[str]:
+    """The ids of what shall run, in order.
+
+    Args:
+        plan: what `expand` gives.
+        filters: `KEY=VALUE` with a swept value by its path, `pair`, `opening`, `seating`, `repetition`, `twin` or
+            `arm`. Of several with one key any may be true; of different keys all must be.
+        limit: the first so many of the order.
+        shuffle_seed: another order, with the same balance.
+
+    Raises:
+        SpecError: a filter that names nothing, or that nothing meets.
+    """
+    wanted = _wanted(plan, filters)
+    found = _shuffled(plan, shuffle_seed) if shuffle_seed is not None else list(plan)
+    met = [name for name in found if all(_filtered(plan[name], key) in values for key, values in wanted.items())]
+    if wanted and not met:
+        said = " and ".join(f"{key}={'|'.join(sorted(values))}" for key, values in wanted.items())
+        raise SpecError(f"no conversation has {said}")
+    return met[:limit]
+
+
+def _wanted(plan: Mapping[str, ConversationSpec], filters: Iterable[str]) -> dict[str, set[str]]:
+    known = ["arm", "repetition", "seating", "twin"]
+    known += list(dict.fromkeys(key for conversation in plan.values() for key in conversation.variables))
+    wanted: dict[str, set[str]] = {}
+    for one in filters:
+        key, equals, value = one.partition("=")
+        if not equals or key not in known:
+            what = f"nothing is called {key!r}" if equals else f"{one!r} is not KEY=VALUE"
+            there = ", ".join(dict.fromkeys(known))
+            raise SpecError(f"filter: {what}; there are {there}.{nearest(key, known)}")
+        values = {_filtered(conversation, key) for conversation in plan.values()}
+        if value not in values:
+            there = ", ".join(sorted(values)[:10])
+            raise SpecError(f"filter: no conversation has {key}={value}; there are {there}.{nearest(value, values)}")
+        wanted.setdefault(key, set()).add(value)
+    return wanted
+
+
+def _filtered(conversation: ConversationSpec, key: str) -> str:
+    if key in ("arm", "seating", "repetition"):
+        return str(getattr(conversation, key))
+    return label_of(conversation.variables.get(key, False if key == "twin" else None))
+
+
+def _shuffled(plan: Mapping[str, ConversationSpec], seed: int) -> list[str]:
+    units: list[tuple[tuple[int, int, int], list[str]]] = []
+    seen: Counter[tuple[int, str]] = Counter()
+    for name, conversation in plan.items():
+        if conversation.variables.get("twin") and units:
+            units[-1][1].append(name)  # stays behind the one that it shares its prefix with
+            continue
+        block = (conversation.repetition, conversation.arm)
+        lot = derive_seed(seed, conversation.repetition, conversation.arm, conversation.seating)
+        units.append(((conversation.repetition, seen[block], lot), [name]))
+        seen[block] += 1
+    return [name for _, names in sorted(units, key=lambda unit: unit[0]) for name in names]
