@@ -486,7 +486,12 @@ def models() -> str:
 def delegate_page() -> str:
     parts = [inspect.getdoc(delegates) or "", "`register` takes:"]
     parts.append(_code(inspect.getdoc(delegates.DelegateManager.register) or ""))
-    for title, kinds in (("Notifications", delegates.NOTIFICATIONS), ("Controls", delegates.CONTROLS)):
+    for title, kinds in (
+        ("Notifications of a conversation", delegates.NOTIFICATIONS),
+        ("Controls of a conversation", delegates.CONTROLS),
+        ("Notifications of a runner", delegates.ENGINE_NOTIFICATIONS),
+        ("Controls of a runner", delegates.ENGINE_CONTROLS),
+    ):
         parts.append(f"## {title}")
         for name, kind in kinds.items():
             hints = typing.get_type_hints(kind)

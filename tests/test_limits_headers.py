@@ -471,3 +471,14 @@ def test_a_kill_while_waiting_in_the_queue_loses_nothing(thread_server: Loopback
     assert asked == [0, 1, 2, 2, 3]
     (abandoned,) = of_type(events, MessageAbandonedEvent)
     assert (abandoned.message_index, abandoned.partial) == (2, None)
+
+
+async def test_retry_after_outranks_the_reset_of_the_full_allowance() -> None:
+    """A 429 that says come back in 0.1 s is obeyed, though its headers say that all is restored in six minutes only."""
+    limiter = Limiter(None, provider="p", model="m")
+    place = await limiter.acquire(10)
+    spent = RateLimit("tokens", 150_000, 0, 360.0)
+    limiter.learn(place, [spent], back_in_s=0.1)
+    limiter.release(place)
+    async with asyncio.timeout(5):
+        limiter.release(await limiter.acquire(10))

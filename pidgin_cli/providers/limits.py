@@ -298,9 +298,24 @@ class Limiter:
             return f"{self.in_flight} requests are under way and no more are let through at once", None
         return "others come first", None
 
-    def learn(self, place: Place, limits: Sequence[RateLimit], report: Report | None = None) -> None:
-        """Take what the provider said in its answer to a request; the person's own limits stay as they are."""
+    def learn(
+        self,
+        place: Place,
+        limits: Sequence[RateLimit],
+        report: Report | None = None,
+        *,
+        back_in_s: float | None = None,
+    ) -> None:
+        """Take what the provider said in its answer to a request; the person's own limits stay as they are.
+
+        Args:
+            back_in_s: when it said that one may come back. That outranks the resets, which may be of the full allowance.
+        """
         now = _now()
+        if back_in_s is not None:
+            limits = [
+                told if told.reset_s is None else replace(told, reset_s=min(told.reset_s, back_in_s)) for told in limits
+            ]
         apart = any(told.what == "input tokens" and told.limit is not None for told in limits)
         for told in limits:
             what = told.what
@@ -557,7 +572,7 @@ class Limited:
                         delta = replace(delta, timing=replace(timing, queued_ms=queued + (timing.queued_ms or 0)))
                     yield delta
         except ProviderError as error:
-            limiter.learn(place, error.limits, self._report)
+            limiter.learn(place, error.limits, self._report, back_in_s=error.retry_after_s)
             limiter.failed(place, error, self._report)
             raise
         finally:
