@@ -35,7 +35,7 @@ $(READY): requirements-dev.txt pyproject.toml
 	@$(PIP) --no-deps --no-build-isolation -e .
 	@printf '%s\n' "$$(pwd)" $(call quoted,$(PYTHON)) > $@
 
-demo: $(READY) ## hold a short conversation on the built-in model and look at its record
+demo: $(READY) ## a conversation and a small experiment on the built-in model, and a look at their records
 	@$(PIDGIN) chat -a 'local:test?words=25&chunk_ms=15&name=Wren' -b 'local:test?words=25&chunk_ms=15&echo=0.4&name=Finch' \
 	  --choose-names -t 4 --seed 7 -n demo -p 'What would you like to find out?' -o pidgin_output
 	@id=$$($(PIDGIN) list --json -o pidgin_output | $(PY) -c 'import json, sys; print(json.load(sys.stdin)[0]["experiment_id"])') && \
@@ -43,6 +43,13 @@ demo: $(READY) ## hold a short conversation on the built-in model and look at it
 	  printf '\n$$ pidgin list\n' && $(PIDGIN) list -o pidgin_output && \
 	  printf '\n$$ pidgin show %s\n' "$$id" && $(PIDGIN) show "$$id" -o pidgin_output | sed -n '1,13p; 14s/.*/…/p' && \
 	  printf '\n$$ tail -n 1 …_events.jsonl\n' && tail -n 1 pidgin_output/experiments/experiment_"$$id"_*/conv_*_events.jsonl
+	@printf '\n$$ pidgin run demo.yaml --dry-run\n' && $(PIDGIN) run docs/demo.yaml --dry-run -o pidgin_output
+	@name="demo $$(date +%s)" && printf '\n$$ pidgin run demo.yaml\n' && \
+	  $(PIDGIN) run docs/demo.yaml -n "$$name" -o pidgin_output && \
+	  printf '\n$$ pidgin show demo\n' && $(PIDGIN) show "$$name" -o pidgin_output && \
+	  printf '\n$$ pidgin diff …-1 …-2\n' && id=$$($(PIDGIN) list --json -o pidgin_output | \
+	  $(PY) -c 'import json, sys; print(json.load(sys.stdin)[0]["experiment_id"])') && \
+	  $(PIDGIN) diff "$$id-1" "$$id-2" -o pidgin_output | sed -n '1,16p'
 
 test: $(READY) $(MOCK) ## run the tests; ARGS='-k word' chooses some
 	@$(PY) -m pytest $(ARGS)

@@ -1,7 +1,7 @@
 """Draws the pictures of the README from real runs: `make pictures`.
 
-Each run is a conversation of the embedded model, held by the real command in a folder of its own; the picture is what
-`ChatDisplay` prints for its record at that width. Not part of `make check`: times and ids differ from run to run.
+Each run is one of the embedded model, by the real command in a folder of its own; the picture is what the display
+prints for its record at that width. Not part of `make check`: times and ids differ from run to run.
 """
 
 import io
@@ -9,13 +9,25 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
+import yaml
 from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 
+from pidgin_cli.cli.branch import compare
+from pidgin_cli.eventlog.folder import OutputRoot
 from pidgin_cli.eventlog.log import read_record
+from pidgin_cli.eventlog.manifest import read_manifest
+from pidgin_cli.experiments.budget import Budget, Caps, Spent
+from pidgin_cli.experiments.watch import Watch
 from pidgin_cli.monitor.chat import ChatDisplay
+from pidgin_cli.monitor.dashboard import Dashboard
+from pidgin_cli.monitor.diff import print_diff
+from pidgin_cli.monitor.progress import LISTENS_TO, RunProgress
+from pidgin_cli.spec.experiment import load
+from pidgin_cli.spec.plan import expand
 
 IMAGES = Path(__file__).parent / "images"
 THEME = TerminalTheme(
@@ -60,8 +72,93 @@ def picture(name: str, width: int, *arguments: str) -> None:
     for event in record.events:
         display.take(event)
     display.finish()
+    save(console, name)
+
+
+def save(console: Console, name: str) -> None:
     IMAGES.mkdir(exist_ok=True)
     console.save_svg(str(IMAGES / f"{name}.svg"), title="", theme=THEME, code_format=SVG, unique_id=name)
+
+
+def blank(width: int) -> Console:
+    return Console(
+        record=True,
+        width=width,
+        force_terminal=True,
+        color_system="truecolor",
+        file=io.StringIO(),
+        highlight=False,
+        markup=False,
+    )
+
+
+def running_pictures() -> None:
+    """Run experiments in processes of their own and draw what the monitor and the progress of a run show."""
+    slow = "local:test?words=30&latency_ms=180"
+    with tempfile.TemporaryDirectory() as folder:
+        root = OutputRoot(Path(folder) / "pidgin_output")
+
+        def command(*arguments: str) -> None:
+            line = [sys.executable, "-m", "pidgin_cli", *arguments, "-o", str(root.path)]
+            subprocess.run(line, cwd=folder, check=False, capture_output=True)
+
+        flaky = f"{slow}&seed=3&fail=rate_limit:0.03,auth:0.002"
+        grid = {
+            "name": "attractor grid",
+            "models": {"wren": f"{slow}&seed=1", "finch": f"{slow}&seed=2", "lark": flaky},
+            "pairs": "all",
+            "agents": [{"id": "a", "max_tokens": 60}, {"id": "b", "max_tokens": 60}],
+            "openings": {"hello": "Hello.", "rivers": "What do you know about rivers?"},
+            "max_turns": 30,
+            "repetitions": 10,
+            "seed": 5,
+            "max_parallel": 24,
+            "budget": {"tokens": 20_000_000},
+        }
+        spec = Path(folder) / "grid.yaml"
+        spec.write_text(yaml.safe_dump(grid, sort_keys=False))
+        command("run", "-a", "local:test", "-b", "local:test", "-t", "2", "-r", "20", "-n", "first look")
+        command("run", "-a", "local:test", "-b", "local:test?fail=auth@4", "-t", "8", "-r", "4", "-n", "wrong key")
+        command("run", "-a", slow, "-b", slow, "-t", "40", "-r", "6", "-n", "self-talk", "--max-parallel", "2", "-d")
+        command("run", str(spec), "-d")
+        watch = Watch(root)
+        for _ in range(14):  # rates and use of the processor show between looks
+            watch.refresh()
+            watch.follow({watched.key: () for watched in watch.experiments})
+            time.sleep(1)
+        opened = next(watched for watched in watch.experiments if "grid" in watched.key)
+        for name, dashboard in (("monitor", Dashboard(watch)), ("monitor-open", Dashboard(watch, opened=opened.key))):
+            dashboard.draw(110, 22)
+            watch.refresh()
+            watch.follow(dashboard.looked_at())
+            console = blank(110)
+            console.print(dashboard.draw(110, 22))
+            save(console, name)
+        manifest = read_manifest(opened.folder)
+        plan = expand(load(opened.folder.spec), opened.folder.experiment_id)
+        budget = Budget(Caps(tokens=20_000_000), Caps(), Spent())
+        now = [0.0]
+        progress = RunProgress(
+            lambda: manifest,
+            turns=sum(each.max_turns for each in plan.values()),
+            conversations=len(plan),
+            budget=lambda: budget,
+            clock=lambda: now[0],
+        )
+        for log in opened.folder.logs().values():
+            for event in read_record(log).events:
+                if isinstance(event, LISTENS_TO):
+                    now[0] = max(now[0], (event.timestamp - manifest.created_at).total_seconds())
+                    progress.take(event)
+        console = blank(100)
+        console.print(progress)
+        save(console, "progress")
+        command("stop", "--all", "--now")
+        console = blank(100)
+        short = next(watched.folder.experiment_id for watched in watch.experiments if "first-look" in watched.key)
+        one, other = (f"{short}-{number}" for number in (1, 2))
+        print_diff(console, compare(root, (one, other)))
+        save(console, "diff")
 
 
 def main() -> None:
@@ -81,6 +178,7 @@ def main() -> None:
         *("--agent", "c=local:test?words=30&latency_ms=200&chunk_ms=9"),
         *("-t", "1", "--seed", "4"),
     )
+    running_pictures()
 
 
 if __name__ == "__main__":

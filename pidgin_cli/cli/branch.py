@@ -342,24 +342,7 @@ def diff(targets: tuple[str, str], output: Path | None, options: Mapping[str, An
     """Show two conversations side by side from where they part. Gives the exit status."""
     if options["to"] is not None and not options["html"]:
         raise click.UsageError("--to is for --html; leave it out, or give both.")
-    root = existing_root(output)
-    specs, told, notes = [], [], []
-    for target in targets:
-        log = find_log(root, target)
-        record = read_record(log)
-        start = _start(record, target)
-        events, missing = whole(root, record.events)
-        if missing is not None:
-            notes.append(f"{target}: what it shares with its origin is not there: {missing}")
-        notes += [f"{log.name}, {skipped}" for skipped in record.skipped]
-        specs.append(start)
-        told.append(events)
-    compared = Compared(
-        (specs[0].conversation_id or targets[0], specs[1].conversation_id or targets[1]),
-        differences(specs[0].spec, specs[1].spec),
-        rows(*told),
-        notes,
-    )
+    compared = compare(existing_root(output), targets)
     if options["as_json"]:
         _print_rows(compared, everything=options["everything"])
     elif options["html"]:
@@ -371,6 +354,27 @@ def diff(targets: tuple[str, str], output: Path | None, options: Mapping[str, An
     else:
         print_diff(make_console(), compared, everything=options["everything"])
     return 0
+
+
+def compare(root: OutputRoot, targets: tuple[str, str]) -> Compared:
+    """Two conversations with their settings and words. Raises NotFound or LogError."""
+    specs, told, notes = [], [], []
+    for target in targets:
+        log = find_log(root, target)
+        record = read_record(log)
+        start = _start(record, target)
+        events, missing = whole(root, record.events)
+        if missing is not None:
+            notes.append(f"{target}: what it shares with its origin is not there: {missing}")
+        notes += [f"{log.name}, {skipped}" for skipped in record.skipped]
+        specs.append(start)
+        told.append(events)
+    return Compared(
+        (specs[0].conversation_id or targets[0], specs[1].conversation_id or targets[1]),
+        differences(specs[0].spec, specs[1].spec),
+        rows(*told),
+        notes,
+    )
 
 
 def _print_rows(compared: Compared, *, everything: bool) -> None:

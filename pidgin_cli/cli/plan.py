@@ -93,7 +93,8 @@ def _print_plan(
         if each.origin is not None:
             facts.append(f"branches from {each.origin.conversation_id} after turn {each.origin.turn}")
         number = name.rpartition("-")[2]
-        console.print(one_line(f"{number:>5}  {' · '.join(fact for fact in facts if fact)}", 200), markup=False)
+        line = one_line(" · ".join(fact for fact in facts if fact), max(20, console.width - 7))
+        console.print(f"{number:>5}  {line}", markup=False, highlight=False, no_wrap=True)
     if len(order) > SHOWN_OF_ORDER:
         console.print(f"    …  {len(order) - SHOWN_OF_ORDER:,} more", style="dim")
     console.print()

@@ -1,6 +1,7 @@
 """`list`, `show` and `rebuild`: what is on the disk."""
 
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from pidgin_cli.core.types import Status
 from pidgin_cli.eventlog.codec import encode
 from pidgin_cli.eventlog.folder import ExperimentFolder, OutputRoot
 from pidgin_cli.eventlog.log import Record, read_record
-from pidgin_cli.eventlog.manifest import Manifest, rebuild
+from pidgin_cli.eventlog.manifest import ConversationEntry, Manifest, rebuild
 from pidgin_cli.experiments.registry import current_manifest, living_runner
 from pidgin_cli.experiments.runner import find_log
 from pidgin_cli.monitor.chat import ChatDisplay, cost_text, count, status_style
@@ -23,6 +24,8 @@ from pidgin_cli.monitor.console import make_console
 from pidgin_cli.monitor.text import one_line, visible
 
 __all__ = ["existing_root", "list_records", "rebuild_manifests", "show_record"]
+
+SHOWN_ERRORS = 5
 
 
 def _as_json(rows: list[Any]) -> None:
@@ -155,9 +158,15 @@ def _summary(folder: ExperimentFolder, manifest: Manifest) -> None:
     console.print(visible(str(folder.path)), style="dim", soft_wrap=True)
     if len(manifest.conversations) == 1:
         return
+    arms = _by_arm(manifest)
+    if len(arms) > 1:
+        console.print(_arms(arms))
+        console.print()
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("conversation", "status", "end", "turns", "messages", "tokens", "cost"):
         table.add_column(column, justify="left" if column in ("conversation", "status", "end") else "right")
+    if len(arms) > 1:
+        table.add_column("arm", no_wrap=True, overflow="ellipsis")
     for conversation_id, entry in manifest.conversations.items():
         table.add_row(
             conversation_id,
@@ -167,8 +176,40 @@ def _summary(folder: ExperimentFolder, manifest: Manifest) -> None:
             str(entry.messages),
             _tokens(entry.tokens),
             cost_text(entry.cost_usd),
+            *([one_line(entry.arm, 200)] if len(arms) > 1 else []),
         )
     console.print(table)
+    failed = [(name, entry) for name, entry in manifest.conversations.items() if entry.error]
+    for name, entry in failed[:SHOWN_ERRORS]:
+        console.print(f"{name}: {one_line(entry.error or '', 500)}", style="red", markup=False, highlight=False)
+    if len(failed) > SHOWN_ERRORS:
+        console.print(f"… {len(failed) - SHOWN_ERRORS} more with errors", style="dim")
+
+
+def _by_arm(manifest: Manifest) -> dict[str, list[ConversationEntry]]:
+    arms: dict[str, list[ConversationEntry]] = {}
+    for entry in manifest.conversations.values():
+        arms.setdefault(entry.arm, []).append(entry)
+    return arms
+
+
+def _arms(arms: Mapping[str, list[ConversationEntry]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("arm", overflow="fold")
+    for column in ("complete", "failed", "messages", "tokens", "cost"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for arm, entries in arms.items():
+        tokens = [entry.tokens for entry in entries]
+        costs = [entry.cost_usd for entry in entries if entry.messages]
+        table.add_row(
+            one_line(arm, 200) or "(no values)",
+            f"{sum(entry.status is Status.COMPLETED for entry in entries)}/{len(entries)}",
+            f"{sum(entry.status is Status.FAILED for entry in entries) or ''}",
+            f"{sum(entry.messages for entry in entries):,}",
+            _tokens(None if None in tokens else sum(number for number in tokens if number is not None)),
+            cost_text(None if None in costs else sum(cost for cost in costs if cost is not None)),
+        )
+    return table
 
 
 def _read_out(log: Path, *, show_thinking: bool, show_system_prompts: bool) -> None:

@@ -17,6 +17,8 @@ from .text import one_line, visible
 __all__ = ["Compared", "print_diff", "render_html"]
 
 SETTING_CELLS = 60
+WIDEST = 160
+"""Cells; two columns in wider lines are hard to read."""
 
 
 class Compared(NamedTuple):
@@ -99,7 +101,7 @@ def print_diff(console: Console, compared: Compared, *, everything: bool = False
         table.add_row(heading, Text(""))
         table.add_row(_cell(row.one, style), _cell(row.other, style))
         table.add_row("", "")
-    console.print(table)
+    console.print(table, width=min(console.width, WIDEST))
 
 
 def _cell(told: Sequence[Said], style: str) -> Text:
