@@ -41,10 +41,12 @@ class Size(NamedTuple):
     """Ours and the bare loop take turns; the best of each counts."""
     slow_messages: int
     starts: int
+    many: int
+    """Short conversations in one run."""
 
 
-FULL = Size(rounds=7, slow_messages=MESSAGES, starts=20)
-QUICK = Size(rounds=1, slow_messages=8, starts=7)
+FULL = Size(rounds=7, slow_messages=MESSAGES, starts=20, many=20_000)
+QUICK = Size(rounds=1, slow_messages=8, starts=7, many=4_000)
 
 
 def main() -> None:
@@ -53,16 +55,20 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer messages and rounds")
     parser.add_argument("--only", choices=sorted(MEASUREMENTS), help="one group of measurements")
     parser.add_argument("--raw-memory", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--raw-many", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.raw_memory:
         print(*asyncio.run(_memory_growth()))
+        return
+    if args.raw_many is not None:
+        print(*asyncio.run(_many_growth(args.raw_many)))
         return
     size = QUICK if args.quick else FULL
     chosen = [args.only] if args.only else list(MEASUREMENTS)
     rows = [row for name in chosen for row in _told(name, MEASUREMENTS[name], size)]
     _print(rows)
     if not args.only:
-        print("\nNot measured yet, because not built yet: live metrics and detectors; import into the database.")
+        print("\nNot measured yet, because not built yet: live metrics; import into the database.")
 
 
 def _told(name: str, measure: Callable[[Size], Iterator[Row]], size: Size) -> list[Row]:
@@ -146,7 +152,7 @@ def growth(size: Size) -> Iterator[Row]:
             folder = Path(scratch) / "run"
             gc.collect()
             asyncio.run(pidgin(folder, provider, 1, 820))
-            per_turn.append(_turn_bytes(next(folder.glob("conv_*")).read_bytes()))
+            per_turn.append(_turn_bytes(next(folder.rglob("conv_*")).read_bytes()))
         cpu.append([after - before for before, after in itertools.pairwise(marks)])
     typical = [statistics.median(column) for column in zip(*cpu, strict=True)]
     early, late = statistics.mean(typical[20:60]), statistics.mean(typical[380:420])
@@ -196,6 +202,38 @@ async def _memory_growth() -> tuple[float, float]:
     return (marks[1] - marks[0]) / 1e6, (marks[2] - marks[1]) / 1e6
 
 
+def many(size: Size) -> Iterator[Row]:
+    """Thousands of short conversations in one run, measured in a process of its own."""
+    number = size.many
+    command = [sys.executable, "-m", "benchmarks", "--raw-many", str(number)]
+    took = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    early, late, rate = map(float, took)
+    yield Row(f"{number:,} conversations × 2 messages, 100 at once", f"{rate:,.0f} conversations/s")
+    per_conversation = (late - early) / (number / 2) * 1e6
+    yield _at_most("… memory at the end", late, 200, " MB", 0)
+    yield Row("… growth from the half to the end, for each conversation", f"{per_conversation:,.0f} bytes")
+
+
+async def _many_growth(number: int) -> tuple[float, float, float]:
+    """Memory in MB at half of the conversations and at the end, beyond that at the start; conversations a second."""
+    process = psutil.Process()
+    marks: list[float] = []
+    with tempfile.TemporaryDirectory(prefix="pidgin-bench-") as scratch:
+        await pidgin(Path(scratch) / "warm", Scripted(), 2, 2)
+        before = process.memory_info().rss
+
+        asked = 0
+
+        def on_request() -> None:
+            nonlocal asked
+            asked += 1
+            if asked in (number, 2 * number):
+                marks.append((process.memory_info().rss - before) / 1e6)
+
+        run = await pidgin(Path(scratch) / "many", Scripted(on_request=on_request), number, 2, at_once=100)
+    return marks[0], marks[1], number / run.wall_s
+
+
 def start(size: Size) -> Iterator[Row]:
     """`pidgin --help`."""
     ours = "import sys; sys.argv = ['pidgin', '--help']; from pidgin_cli.__main__ import main; main()"
@@ -231,15 +269,32 @@ def watching(size: Size) -> Iterator[Row]:
     yield from (Row(*row) for row in main(quick=size is QUICK))
 
 
+def detectors(size: Size) -> Iterator[Row]:
+    """All detectors at the beginning and late in a conversation."""
+    from .detectors import main
+
+    yield from (Row(*row) for row in main(quick=size is QUICK))
+
+
+def metrics(size: Size) -> Iterator[Row]:
+    """Live metrics and detectors."""
+    from .metrics import main
+
+    yield from (Row(*row) for row in main(quick=size is QUICK))
+
+
 MEASUREMENTS = {
     "rate": rate,
     "latency": latency,
     "growth": growth,
     "memory": memory,
+    "many": many,
     "start": start,
     "streaming": streaming,
     "limits": limits,
     "watching": watching,
+    "metrics": metrics,
+    "detectors": detectors,
 }
 
 if __name__ == "__main__":

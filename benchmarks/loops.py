@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from pidgin_cli.conversation.conductor import Conductor
-from pidgin_cli.core.errors import LogError
 from pidgin_cli.core.events import (
     Event,
     MessageCompleteEvent,
@@ -25,7 +23,6 @@ from pidgin_cli.core.events import (
     View,
 )
 from pidgin_cli.core.types import (
-    Agent,
     AgentSettings,
     Delta,
     EndReason,
@@ -40,13 +37,12 @@ from pidgin_cli.core.types import (
     Usage,
     UsageDelta,
 )
-from pidgin_cli.eventlog.bus import EventBus
-from pidgin_cli.eventlog.log import Durability, EventLog, Syncer
-from pidgin_cli.eventlog.manifest import Manifest, ManifestWriter
-from pidgin_cli.eventlog.state import run_state
+from pidgin_cli.eventlog.folder import OutputRoot
+from pidgin_cli.eventlog.log import Durability, Syncer
+from pidgin_cli.experiments.runner import Runner, create_experiment
 from pidgin_cli.providers.base import Provider
-from pidgin_cli.providers.registry import ProviderPool
-from pidgin_cli.spec.conversation import ConversationSpec
+from pidgin_cli.providers.registry import PROVIDERS, ProviderPool
+from pidgin_cli.spec.experiment import check, resolve
 
 __all__ = ["Run", "Scripted", "bare", "pidgin"]
 
@@ -109,47 +105,34 @@ class Run(NamedTuple):
 
 
 async def pidgin(
-    folder: Path, provider: Provider, conversations: int, messages: int, durability: Durability = "message"
+    folder: Path,
+    provider: Provider,
+    conversations: int,
+    messages: int,
+    durability: Durability = "message",
+    at_once: int | None = None,
 ) -> Run:
-    """Hold conversations of two agents, all at once, recorded in `folder`, with a manifest."""
-    folder.mkdir()
-    spec = ConversationSpec(
-        agents=(Agent(id="a", model="local:test", name="one"), Agent(id="b", model="local:test", name="two")),
-        opening="Hello!",
-        max_turns=messages // 2,
-        durability=durability,
-    )
-    pool = _Pool(provider)
+    """Run an experiment of conversations of two agents below `folder`, all at once or so many."""
+    data = {
+        "agents": [
+            {"id": "a", "model": "local:test", "name": "one"},
+            {"id": "b", "model": "local:test", "name": "two"},
+        ],
+        "prompt": "Hello!",
+        "max_turns": messages // 2,
+        "repetitions": conversations,
+        "durability": durability,
+        "seed": 1,
+    }
+    root = OutputRoot(folder)
+    experiment = create_experiment(root, resolve(check(data), PROVIDERS).spec)
+    runner = Runner(root, experiment, _Pool(provider), max_parallel=at_once or conversations)
     began, cpu = time.perf_counter(), time.process_time()
-    syncer = Syncer()
-    manifest = Manifest(experiment_id=EXPERIMENT, created_at=datetime.now(UTC))
-    writer = ManifestWriter(folder / "manifest.json", manifest, _fail)
-
-    async def converse(number: int) -> None:
-        conversation_id = f"{EXPERIMENT}-{number}"
-        log, record = EventLog.resume(
-            folder / f"conv_{conversation_id}_events.jsonl",
-            experiment_id=EXPERIMENT,
-            conversation_id=conversation_id,
-            syncer=syncer,
-            durability=durability,
-        )
-        bus = EventBus()
-        writer.seed(conversation_id, run_state(record.events))
-        bus.subscribe(writer.take)
-        conductor = Conductor(spec, conversation_id=conversation_id, providers=pool, log=log, bus=bus, record=record)
-        outcome = await conductor.run()
-        await log.aclose()
-        assert outcome.end_reason is EndReason.TURN_LIMIT, outcome
-
-    await asyncio.gather(*(converse(number) for number in range(1, conversations + 1)))
-    await syncer.aclose()
-    writer.close()
-    return Run(conversations * messages, time.perf_counter() - began, time.process_time() - cpu, writer.writes)
-
-
-def _fail(error: LogError) -> None:
-    raise error
+    outcomes = await runner.run()
+    took = time.perf_counter() - began, time.process_time() - cpu
+    assert {outcome.end_reason for outcome in outcomes.values()} == {EndReason.TURN_LIMIT}
+    assert len(outcomes) == conversations
+    return Run(conversations * messages, *took, runner.manifest_writes)
 
 
 class Line(msgspec.Struct):

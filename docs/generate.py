@@ -24,6 +24,7 @@ from pidgin_cli.cli.app import cli
 from pidgin_cli.conversation import delegates
 from pidgin_cli.core import errors, events
 from pidgin_cli.core.types import Retries, Timeouts
+from pidgin_cli.metrics import catalogue, convergence, detectors, lexicon, tokens
 from pidgin_cli.providers import local, replay
 from pidgin_cli.providers.registry import PROVIDERS
 from pidgin_cli.spec import awareness, experiment
@@ -277,7 +278,7 @@ name: two openings
 agents:
   - id: a
     model: claude
-    temperature: 0.7
+    think: true
     awareness: basic
   - id: b
     model: local:test?words=40
@@ -295,8 +296,8 @@ budget: {usd: 5, wall_time: 2h}
 """
 
 FLAT_EXAMPLE = """
-agent_a: claude
-agent_b: gpt
+agent_a: openai:gpt-4.1
+agent_b: mistral
 temperature: 0.7
 temperature_b: 0.2
 awareness_a: basic
@@ -680,6 +681,175 @@ def _what_the_record_says(found: dict[str, Any]) -> Iterator[tuple[str, str, str
             yield fault, "all" if len(names) == len(by_provider) else ", ".join(names), message, end
 
 
+# Detectors
+
+DETECTORS_INTRO = """
+Detectors look for attractors while a conversation runs: loops, collapses and rituals. Each takes one message after the
+other, looks back only, and costs the same at message 5,000 as at message 40. What it said about a message never changes
+when others follow, so a live run and a later import agree.
+
+A detector *fires* when its sign has been confirmed, which the table's rule includes, stays *active* while the sign
+holds, and lets go after {clear_after} messages without it (`clear_after`). The *state* of the conversation is that of
+the first active detector in the order of this table, or `{normal}`; detectors without a state only fire. A `cycle` of
+period 1 is the state `{echo}`.
+"""
+
+DETECTORS_DATING = """
+Each firing says where it began, not only where it could first be told:
+
+- cycles and near-cycles: the first message of the loop, its first copy included;
+- collapses and rituals: the first message of the kind among the last {window};
+- `stationary`: the earliest of the speaker's last {speaker_window} messages that is as like the newest as the threshold
+  asks;
+- the two that smooth: the minimum of the cumulative sum of (threshold − value), the last message up to which there was
+  no evidence of a fall. The first copy of a loop is new text, so they begin one period later than the cycle does;
+- the others: the message itself.
+"""
+
+DETECTORS_LIMITS = """
+- Words are compared, not meanings. A paraphrase that shares no words is seen by `stationary` on embeddings, or by a
+  reader; `length_collapse` at most sees that it is short.
+- Farewells, thanks and talk about the conversation are told by English word lists. Messages of which more than a fifth
+  of the letters are not Latin do not count, and the shares are NULL where none of the last {window} could be judged.
+- Cues inside code do not count; repetition inside code does.
+- Messages longer than {compared:,} tokens are compared with others by their first {compared:,}.
+- Periods up to {lags} messages are found, whoever speaks.
+- A conversation that loops from its first message has no baseline, so `compression_collapse` and `stationary` are
+  silent; `cycle` is not.
+- Thresholds were measured on 2,400 artificial conversations without an attractor (no alarm) and on planted ones
+  (`tests/pseudo_talk.py`). Real prose with stock phrases is harder: look at what fires before you let it stop anything.
+"""
+
+
+def detector_page() -> str:
+    defaults = detectors.Thresholds()
+    rows, limits = [], []
+    for name, kind in detectors.DETECTORS.items():
+        chosen = getattr(defaults, name)
+        rows.append((f"`{name}`", kind.label, f"`{kind.state}`" if kind.state else "", _doc(kind)))
+        limits += [
+            (f"`{name}.{field}`", _threshold(getattr(chosen, field)), text)
+            for field, text in _field_docs(type(chosen)).items()
+        ]
+    clear = _field_docs(detectors.Thresholds).get("clear_after", "")
+    limits.append(("`clear_after`", _threshold(defaults.clear_after), clear))
+    numbers = {
+        "window": detectors.WINDOW,
+        "speaker_window": detectors.SPEAKER_WINDOW,
+        "compared": detectors.COMPARED_TOKENS,
+        "lags": detectors.LAGS,
+    }
+    return _page(
+        "Detectors",
+        DETECTORS_INTRO.format(clear_after=defaults.clear_after, normal=detectors.NORMAL, echo=detectors.ECHO),
+        _table(["detector", "no.", "state", "what it finds"], rows),
+        "## Thresholds",
+        _table(["threshold", "default", "meaning"], limits),
+        "## Onset",
+        DETECTORS_DATING.format(**numbers),
+        "## Actions",
+        "What is done when a detector fires. The default is `record`: stopping on detection cuts off the very data "
+        "that tell how long a state lasts. If one of the firings of a message stops the conversation, none of them "
+        "pauses it or talks to it.",
+        _table(
+            ["action", "effect"],
+            [(f"`{action}`", text) for action, text in detectors.ACTIONS.items()],
+        ),
+        "## Signals",
+        "What is measured at each message, whether or not anything fires.",
+        _table(
+            ["signal", "meaning"],
+            [(f"`{name}`", text) for name, text in _field_docs(detectors.Signals).items()],
+        ),
+        "## Limits",
+        DETECTORS_LIMITS.format(**numbers),
+    )
+
+
+def _threshold(value: float | None) -> str:
+    return "" if value is None else f"{value:g}"
+
+
+# Metrics
+
+
+METRICS_INTRO = """
+What is computed for each message, each pair of messages and each conversation. Live and at import it is the same code
+over the same text, so the numbers are the same. A value that cannot be computed is NULL, never 0.
+
+Versions stand beside every number: metrics `{metrics}`, tokeniser `{tokenizer}`, word lists `{lexicon}`. Numbers of
+different versions do not compare.
+
+- **Level**. M: of one message. P: against the partner's last message; the partner is whoever else spoke last, so this
+  works for any number of agents. W: over a window of messages. C: of the conversation.
+- **Language**. U: any text. T: needs words. S: needs sentences. E: needs the word lists of the language, which are
+  English; NULL when more than 20 % of the letters of the prose are not Latin. model: needs an embedding.
+- **When**. live: at every message. end: when the conversation is over. offline: at import, from all texts or from
+  embeddings.
+- **Short below**: tokens below which the value says more about the length than about the text.
+- Values of a conversation are one for each agent (`floor_share_a`), pair (`lsm_cum_ab`) or direction
+  (`adoption_rate_ab`: b takes over from a).
+
+Code is cut out before words, sentences, readability and cues are counted (`code_char_share` says how much it was);
+repetition, sequence comparison and compression look at the whole text. N is the number of tokens, V that of types, V₁
+and V₂ those that occur once and twice, f the frequency of a type.
+"""
+
+METRICS_OTHERS = """
+Where libraries disagree, the variant is named in the formula. These reference values are not met, on purpose:
+
+| reference | difference | why |
+| --- | --- | --- |
+| `mattr_50`, `msttr_50` of lexicalrichness | raises below 50 tokens | the type-token ratio of the text, marked short |
+| `mtld` of lexicalrichness, and taaled's default | 59 % apart on one text | the published form: factors of 10 tokens or more, ratio below 0.72, partial factors, both directions |
+| `mtld`, `hdd_42` of short texts: 0 | 0 reads as no diversity | NULL |
+| `maas_a2` of lexical-diversity | 2.3026 times larger | natural logarithms, not decimal ones |
+| `jsd` of scipy | its square root | the divergence |
+| `rouge_l_partner` of rouge-score | cuts words at apostrophes | the one tokeniser of all metrics |
+| `bleu4_partner`, `self_bleu4_w8` of sacrebleu | about a factor of two near 0 | smoothing method 1 |
+| `flesch_ease`, `fk_grade` of textstat | up to 6 points and 2 grades (its sentence count drops short sentences) | syllables are estimated without a dictionary, every sentence counts |
+| `coleman_liau` of textstat | 0.05 to 0.3 grades on prose | the published factor 0.0588, not 0.058 |
+| `emoji_count` of the package emoji | counts © ❤ ☀ without U+FE0F | those are symbols |
+| `char_entropy` of empty text: 0 | 0 reads as no variety | NULL |
+| `lsm` of wekeypedia | proportions, 0.001 | percent, 0.0001, as published |
+| zlib sizes with other builds of zlib | up to 2 % | the library at hand compresses |
+"""
+
+METRICS_OWN = """
+## A metric of your own
+
+A package offers an object, or a class without arguments, under the entry-point group `pidgin.metrics`. Its values are
+live, stored and exported like the others. If it raises, its values are NULL from there on, and the conversation goes
+on.
+"""
+
+
+def metrics_page() -> str:
+    columns = ["name", "level", "type", "unit", "formula", "range", "NULL when", "language", "when", "short below", "source"]
+    parts = [
+        METRICS_INTRO.format(
+            metrics=catalogue.METRICS_VERSION, tokenizer=tokens.TOKENIZER_VERSION, lexicon=lexicon.LEXICON_VERSION
+        )
+    ]
+    for section, rows in itertools.groupby(catalogue.METRICS.values(), key=lambda metric: metric.section):
+        table = [
+            [
+                f"`{metric.name}`" + (f" ({metric.per})" if metric.per else ""),
+                *(metric.level, metric.kind, metric.unit, metric.formula, metric.range, metric.null or "never"),
+                *(metric.language, metric.when, str(metric.short_below or ""), metric.source),
+            ]
+            for metric in rows
+        ]
+        parts += [f"## {section}", _table(columns, table)]
+    profiles = [
+        [f"`{name}`", *(f"{weight:.2f}" for weight in weights)] for name, weights in convergence.PROFILES.items()
+    ]
+    parts += ["## Profiles of `convergence`", _table(["profile", *convergence.Weights._fields], profiles)]
+    parts += ["## Differences from other libraries", METRICS_OTHERS, METRICS_OWN]
+    parts.append(_code(inspect.getsource(catalogue.LiveMetric), "python"))
+    return _page("Metrics", *parts)
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "reference/commands.md": commands,
     "reference/events.md": event_lines,
@@ -687,6 +857,8 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/models.md": models,
     "reference/delegates.md": delegate_page,
     "reference/failures.md": failures,
+    "reference/metrics.md": metrics_page,
+    "reference/detectors.md": detector_page,
     "awareness.md": awareness_page,
 }
 

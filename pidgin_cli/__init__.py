@@ -7,9 +7,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pidgin_cli.conversation.dialogue import CompleteEvent, Dialogue, ErrorEvent, RestartEvent, TokenEvent
+    from pidgin_cli.conversation.dialogue import (
+        CompleteEvent,
+        Dialogue,
+        ErrorEvent,
+        RestartEvent,
+        ThinkingEvent,
+        TokenEvent,
+    )
 
-__all__ = ["CompleteEvent", "Dialogue", "ErrorEvent", "RestartEvent", "TokenEvent"]
+__all__ = ["CompleteEvent", "Dialogue", "ErrorEvent", "RestartEvent", "ThinkingEvent", "TokenEvent"]
 
 
 def __getattr__(name: str) -> Any:

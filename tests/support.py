@@ -14,8 +14,10 @@ from pidgin_cli.conversation.conductor import Conductor, Live, Outcome
 from pidgin_cli.core.events import (
     AgentNamedEvent,
     APIErrorEvent,
+    AttractorEvent,
     ContextLimitEvent,
     ContextTruncationEvent,
+    ConvergenceWarningEvent,
     ConversationBranchedEvent,
     ConversationEndEvent,
     ConversationPausedEvent,
@@ -87,6 +89,7 @@ def experiment(*models: str, agents: dict[str, dict[str, Any]] | None = None, **
         "max_turns": 3,
         "retries": QUICK,
         "durability": "none",
+        "metrics": "off",
     }
     return resolve(check(data | keys), PROVIDERS).spec
 
@@ -488,6 +491,15 @@ class _Grammar:
         assert event.turn_number == self.turn
         assert tuple(self.spoken) == self.speakers, "not everybody has spoken"
         self.turn_open, self.turns_complete = False, self.turn
+
+    def _AttractorEvent(self, event: AttractorEvent) -> None:  # noqa: N802
+        assert self.turn_open, "detectors speak after a message"
+        assert event.message_index == self.messages - 1
+        assert event.turn_number == self.turn
+
+    def _ConvergenceWarningEvent(self, event: ConvergenceWarningEvent) -> None:  # noqa: N802
+        assert not self.turn_open, "convergence is that of a whole turn"
+        assert event.turn_number == self.turns_complete
 
     def _context(self, event: Any) -> None:
         assert self.turn_open

@@ -13,7 +13,13 @@ from support import conversation, converse, experiment, messages
 from pidgin_cli.core.types import Retries, Timeouts
 from pidgin_cli.providers.cache import ResponseCache
 from pidgin_cli.providers.registry import ProviderPool
-from pidgin_cli.spec.conversation import NO_PART_OF_THE_DRAW, ConversationSpec, Origin
+from pidgin_cli.spec.conversation import (
+    NO_PART_OF_THE_DRAW,
+    ConvergencePolicy,
+    ConversationSpec,
+    DetectorPolicy,
+    Origin,
+)
 
 OPENAI = "openai:gpt-x"
 
@@ -25,6 +31,9 @@ SAME_DRAW: dict[str, Any] = {
     "concurrency": 3,
     "lenient": True,
     "cache": "shared",
+    "metrics": "live",
+    "convergence": ConvergencePolicy(threshold=0.5),
+    "detectors": {"cycle": DetectorPolicy(action="mark")},
 }
 OTHER_DRAW: dict[str, Any] = {
     "seed": 1,

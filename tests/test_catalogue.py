@@ -72,7 +72,6 @@ def test_an_id_is_taken_as_it_is() -> None:
         ("anthropc:claude-sonnet-4-5", "anthropic:claude-sonnet-4-5"),
         ("opnai:gpt-4o", "openai:gpt-4o"),
         ("xai", "xai:grok"),
-        ("", "claude"),
         ("nothing-like-any-of-them", "claude"),
     ],
 )
@@ -82,6 +81,12 @@ def test_an_unknown_name_is_told_the_nearest(wanted: str, near: str) -> None:
         resolve_model(wanted, PROVIDERS)
     assert near in str(caught.value).partition("the nearest are")[2].partition(" (or any")[0]
     assert repr(wanted) in str(caught.value)
+
+
+def test_no_name_at_all() -> None:
+    """An empty name is not called an unknown one, and some that would do are shown."""
+    with pytest.raises(SpecError, match="no model is named; write one such as claude"):
+        resolve_model(" ", PROVIDERS)
 
 
 def test_a_provider_alone_names_no_model() -> None:

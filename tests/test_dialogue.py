@@ -7,6 +7,7 @@ import sys
 from contextlib import aclosing
 from dataclasses import asdict
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from commands import Pidgin, error_of, pidgin, process
@@ -15,7 +16,15 @@ from loopback import LoopbackServer, Reply, Tokens, loopback_in_thread
 from terminal import ENVIRONMENT, Terminal
 
 import pidgin_cli
-from pidgin_cli.conversation.dialogue import CompleteEvent, Dialogue, ErrorEvent, RestartEvent, TokenEvent
+from pidgin_cli.conversation.dialogue import (
+    CompleteEvent,
+    Dialogue,
+    DialogueEvent,
+    ErrorEvent,
+    RestartEvent,
+    ThinkingEvent,
+    TokenEvent,
+)
 from pidgin_cli.core.errors import AuthenticationFailed, ProviderUnavailable, SpecError
 from pidgin_cli.core.events import APIErrorEvent, Event
 from pidgin_cli.core.types import AgentSettings, Retries
@@ -89,9 +98,11 @@ async def test_simple_question(at: type[Served]) -> None:
 async def test_which_model() -> None:
     """Without a model, or with one that nobody knows, nothing is asked."""
     async with Dialogue() as dialogue:
-        for model in (None, "nonsens", "nobody:x"):
+        for model in ("nonsens", "nobody:x"):
             with pytest.raises(SpecError, match=r"the (nearest|providers) are"):
                 await dialogue.process("Why?", model)
+        with pytest.raises(SpecError, match="no model is named"):
+            await dialogue.process("Why?")
     async with Dialogue("test") as dialogue:
         assert (await dialogue.process("Why?")).metrics.cost_usd == 0.0
 
@@ -287,8 +298,10 @@ def test_the_package_offers_it() -> None:
         Dialogue,
         ErrorEvent,
         RestartEvent,
+        ThinkingEvent,
         TokenEvent,
     }
+    assert set(get_args(DialogueEvent)) <= {getattr(pidgin_cli, name) for name in pidgin_cli.__all__}
     assert set(pidgin_cli.__all__) <= set(dir(pidgin_cli))
     with pytest.raises(AttributeError, match="no attribute 'Monologue'"):
         _ = pidgin_cli.Monologue

@@ -11,6 +11,7 @@ from pidgin_cli.core.errors import SpecError
 from pidgin_cli.eventlog.folder import OutputRoot
 from pidgin_cli.experiments.preflight import check_models
 from pidgin_cli.spec.conversation import ConversationSpec
+from pidgin_cli.spec.plan import expand
 
 
 @pytest.fixture(autouse=True)
@@ -74,3 +75,19 @@ def test_what_can_be_asked_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """Unknown models of known providers are taken, with a key or at an address of one's own."""
     monkeypatch.setenv("OPENAI_API_KEY", "sk-x")
     check_models([conversation("openai:next-year", "vllm:anything")], OutputRoot(tmp_path))
+
+
+def test_a_swapped_model_is_checked_with_the_settings_of_its_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an agent's next model does not take of its settings is refused before the start, like its first one's."""
+    for vendor in ("OPENAI", "ANTHROPIC"):
+        monkeypatch.setenv(f"{vendor}_API_KEY", "sk-none")
+    spec = experiment(
+        "openai:gpt-4o",
+        "local:test",
+        agents={"a": {"temperature": 0.5, "seed": 5}},
+        interventions=[{"turn": 2, "swap_model": "anthropic:claude-sonnet-4-5", "agent": "a"}],
+    )
+    with pytest.raises(SpecError, match="take no seed"):
+        check_models(expand(spec).values(), OutputRoot(tmp_path))

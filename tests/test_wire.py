@@ -441,7 +441,7 @@ async def test_parameters_are_sent_when_set_and_only_then(server: LoopbackServer
     recorded = {event.agent_id: event.parameters for event in of_type(run.events, MessageRequestEvent)}
     text = {"model", "messages", "system", "stream"}
     assert recorded["a"] == {name: value for name, value in claude.body.items() if name not in text}
-    assert recorded["a"]["max_tokens"] == 64_000
+    assert recorded["a"]["max_tokens"] == 128_000
     assert recorded["b"] == {}
     assert "seed" not in json.dumps([claude.body, gpt.body, llama.body])
 

@@ -364,6 +364,26 @@ def conversation_flags(command: Callable[..., Any]) -> Callable[..., Any]:
                 help="When the context window is full: end, drop the oldest turns, or summarise them.",
             ),
             click.option(
+                "--convergence-threshold",
+                type=_Number(0, 1),
+                metavar="C",
+                help="0 to 1: how alike the last messages may be before --convergence-action.",
+            ),
+            click.option(
+                "--convergence-action",
+                type=click.Choice(["notify", "pause", "stop"]),
+                default="notify",
+                show_default=True,
+                help="What happens at the threshold.",
+            ),
+            click.option(
+                "--convergence-profile",
+                type=click.Choice(["balanced", "structural", "semantic", "strict"]),
+                default="balanced",
+                show_default=True,
+                help="Which parts of the score count how much.",
+            ),
+            click.option(
                 "--context-limit", type=click.IntRange(min=1), help="Tokens, instead of the models' own windows."
             ),
             click.option("--allow-truncation", is_flag=True, help="Short for --context window."),
@@ -663,17 +683,17 @@ def list_(output: Path | None, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("target", shell_complete=_complete_experiment)
+@click.argument("target", required=False, shell_complete=_complete_experiment)
 @_output
 @_as_json
 @click.option("--show-thinking", is_flag=True, help="Show what models thought, dimmed.")
 @click.option("--show-system-prompts", is_flag=True, help="Show the system prompts first (chat display).")
 @click.option("--tree", is_flag=True, help="Show what branches off it, and what it branches off.")
-def show(target: str, output: Path | None, as_json: bool, tree: bool, **options: bool) -> None:
+def show(target: str | None, output: Path | None, as_json: bool, tree: bool, **options: bool) -> None:
     """Show an experiment, or read a conversation.
 
-    TARGET is an id, the beginning of one, a name, or the id of a conversation. --json gives the manifest, or the
-    events of a conversation.
+    TARGET is an id, the beginning of one, a name, or the id of a conversation; --tree does without, too. --json gives
+    the manifest, or the events of a conversation.
 
     \b
     Example:
@@ -688,6 +708,8 @@ def show(target: str, output: Path | None, as_json: bool, tree: bool, **options:
 
         show_tree(target, output, as_json=as_json)
         return
+    if target is None:
+        raise click.UsageError("Name what to show; pidgin list says what there is.")
     from .records import show_record
 
     show_record(target, output, as_json=as_json, **options)
@@ -888,6 +910,172 @@ def rebuild(target: str | None, everything: bool, output: Path | None) -> None:
     from .records import rebuild_manifests
 
     rebuild_manifests(target, output, everything=everything)
+
+
+@cli.command("import")
+@click.argument("targets", nargs=-1, metavar="[EXPERIMENT|PATH]...", shell_complete=_complete_experiment)
+@click.option("--all", "everything", is_flag=True, help="All experiments.")
+@click.option("--again", is_flag=True, help="Read also what has not changed since the last import.")
+@_output
+@_as_json
+def import_(targets: tuple[str, ...], output: Path | None, everything: bool, again: bool, as_json: bool) -> int:
+    """Take records into the database: experiments by id or name, or files and folders from elsewhere.
+
+    From elsewhere come logs of the earlier Pidgin (.jsonl) and plain transcripts (.txt, with a line `Name 1:` or
+    `### Name 1 ###` before each message). They become experiments of the output root first.
+
+    \b
+    Example:
+      pidgin import k3v9x2ab
+      pidgin import --all
+      pidgin import ~/transcripts
+    """
+    from .database import import_records
+
+    return import_records(targets, output, everything=everything, again=again, as_json=as_json)
+
+
+@cli.command()
+@click.argument("sql")
+@_output
+@_as_json
+@click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values.")
+@click.option("--parquet", "as_parquet", is_flag=True, help="Write a Parquet file; needs --to.")
+@click.option("--to", type=click.Path(path_type=Path), metavar="FILE", help="Write the answer there.")
+def query(sql: str, output: Path | None, as_json: bool, as_csv: bool, as_parquet: bool, to: Path | None) -> None:
+    """Ask the database in SQL; - reads the query from standard input. It can read the tables and nothing else.
+
+    \b
+    Example:
+      pidgin query "FROM dashboard"
+      pidgin query "SELECT agent_id, avg(length(content)) FROM messages GROUP BY ALL" --csv
+    """
+    from .database import ask_database
+
+    if as_json + as_csv + as_parquet > 1:
+        raise click.UsageError("--json, --csv and --parquet are three ways to give the same; choose one.")
+    kind = "json" if as_json else "csv" if as_csv else "parquet" if as_parquet else "table"
+    ask_database(sql, output, kind=kind, to=to)
+
+
+@cli.command()
+@click.argument("target", required=False, shell_complete=_complete_experiment)
+@_output
+@_as_json
+def verify(target: str | None, output: Path | None, as_json: bool) -> int:
+    """Compare records with the database word by word, by count and by digest; without a name, all of them.
+
+    Also replays what the agents were sent against the digests in the record. Exit status 1: something differs.
+
+    \b
+    Example:
+      pidgin verify k3v9x2ab
+    """
+    from .database import verify_records
+
+    return verify_records(target, output, as_json=as_json)
+
+
+@cli.command()
+@click.argument("target", shell_complete=_complete_experiment)
+@click.option("--emoji", is_flag=True, help="Emoji instead of words.")
+@click.option("--by-arm", is_flag=True, help="A table for each arm.")
+@click.option("-n", "--rows", type=click.IntRange(min=1), default=30, show_default=True, help="Rows of each table.")
+@click.option(
+    "--sort",
+    type=click.Choice(["mean", "present", "median", "max"]),
+    help="Column to sort by.  [default: mean; of emoji, present]",
+)
+@click.option("--stop-words", is_flag=True, help="Keep stop words in.")
+@click.option("--all", "everything", is_flag=True, help="Count invalid and unfinished conversations, too.")
+@_output
+@_as_json
+@click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values.")
+def words(target: str, output: Path | None, **options: Any) -> None:
+    """Count words or emoji per transcript: mean, share of transcripts that have any, median and most.
+
+    \b
+    Example:
+      pidgin words k3v9x2ab
+      pidgin words k3v9x2ab --emoji --by-arm -n 12
+    """
+    from .analysis import show_words
+
+    if options["as_json"] and options["as_csv"]:
+        raise click.UsageError("--json and --csv are two ways to give the same; choose one.")
+    if options["emoji"] and options["stop_words"]:
+        raise click.UsageError("--stop-words is for words; leave it or --emoji out.")
+    show_words(target, output, options)
+
+
+@cli.command()
+@click.argument("one", metavar="A", shell_complete=_complete_experiment)
+@click.argument("other", metavar="[B]", required=False, shell_complete=_complete_experiment)
+@click.option("--metric", "metrics", multiple=True, metavar="NAME|all", help="Measure; may be given again.")
+@click.option("--primary", metavar="NAME", help="The measure named in advance: it is left out of the family.")
+@click.option("--by", metavar="KEY", help="Compare by this swept value: of A alone its values, else A and B at each.")
+@click.option("--pair-by", metavar="KEY", help="Pair conversations that have the same value, such as repetition.")
+@click.option(
+    "--reduce",
+    type=click.Choice(["mean", "first3", "last3", "delta", "slope"]),
+    default="mean",
+    show_default=True,
+    help="How the messages of a conversation become one number.",
+)
+@click.option("--yekutieli", is_flag=True, help="Adjust p for tests that depend on each other in any way.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of draws.")
+@click.option("--all", "everything", is_flag=True, help="Take in invalid and unfinished conversations, too.")
+@_output
+@_as_json
+@click.option("--html", is_flag=True, help="As one HTML page that needs nothing else.")
+@click.option("--to", type=click.Path(path_type=Path), metavar="FILE", help="Write the page there.")
+def compare(one: str, other: str | None, output: Path | None, **options: Any) -> int:
+    """Compare two experiments, or arms, in what their conversations show: differences with intervals and p values.
+
+    A and B are experiments, or a part of one: EXPERIMENT:KEY=VALUE, where KEY is a swept name, arm, seating,
+    repetition, first_speaker, opening or seed. What is new in their records is imported first.
+
+    \b
+    Example:
+      pidgin compare k3v9x2ab p0q8r7st
+      pidgin compare k3v9x2ab --by a.temperature --metric words --metric convergence
+      pidgin compare k3v9x2ab:a.temperature=0.2 k3v9x2ab:a.temperature=1 --pair-by repetition
+      pidgin compare k3v9x2ab p0q8r7st --html --to effects.html
+    """
+    from .analysis import compare as show_effects
+
+    if options["html"] and options["as_json"]:
+        raise click.UsageError("--html and --json are two ways to show the same; leave one of them out.")
+    return show_effects((one, other), output, options)
+
+
+@cli.command()
+@click.option("--effect", type=_Number(0, min_open=True), help="Difference of means, in --sd's units or else in sds.")
+@click.option("--incidence", type=_Number(0, 1), nargs=2, metavar="P1 P2", help="Shares in the two arms, 0 to 1.")
+@click.option("--hazard-ratio", type=_Number(0, min_open=True), help="Of a time to an event.")
+@click.option("--sd", type=_Number(0, min_open=True), help="Of conversation values; with --icc, of turns.")
+@click.option("--icc", type=_Number(0, 1), help="Intra-class correlation of turns within a conversation.")
+@click.option("--turns", type=click.IntRange(min=1), help="Turns that a conversation value is the mean of.")
+@click.option("--event-share", type=_Number(0, 1, min_open=True), help="Share of conversations that have the event.")
+@click.option("--n", "n", type=click.IntRange(min=2), help="Conversations per arm.")
+@click.option("--power", type=_Number(0, 1, min_open=True, max_open=True), help="To find it.  [default: 0.8]")
+@click.option(
+    "--alpha", type=_Number(0, 1, min_open=True, max_open=True), default=0.05, show_default=True, help="Level."
+)
+@_as_json
+def power(**options: Any) -> None:
+    """Plan a study: how many conversations an effect takes, or what a number of them can find.
+
+    \b
+    Example:
+      pidgin power --effect 0.5
+      pidgin power --effect 4 --sd 12 --icc 0.3 --turns 30 --power 0.9
+      pidgin power --incidence 0.1 0.3
+      pidgin power --n 20
+    """
+    from .analysis import plan_power
+
+    plan_power(options)
 
 
 @cli.command()
@@ -1120,7 +1308,8 @@ def spec_schema() -> None:
 @click.option("--to", type=click.Path(path_type=Path), metavar="FILE", help="Where it goes.  [default: TEMPLATE.yaml]")
 @click.option("--list", "listing", is_flag=True, help="List the templates.")
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
-def init(template: str | None, to: Path | None, listing: bool, force: bool) -> None:
+@_as_json
+def init(template: str | None, to: Path | None, listing: bool, force: bool, as_json: bool) -> None:
     """Write a spec to start from: a first experiment, or another template.
 
     \b
@@ -1130,7 +1319,9 @@ def init(template: str | None, to: Path | None, listing: bool, force: bool) -> N
     """
     from .specs import write_template
 
-    write_template(template, to, listing=listing, force=force)
+    if as_json and not listing:
+        raise click.UsageError("--json goes with --list.")
+    write_template(template, to, listing=listing, as_json=as_json, force=force)
 
 
 @cli.command()

@@ -107,6 +107,9 @@ def _branch_data(found: Fork, origin: Origin, options: Mapping[str, Any]) -> dic
         "durability": old.durability,
         "lenient": old.lenient or options["lenient"],
         "cache": old.cache,
+        "metrics": old.metrics,
+        "convergence": msgspec.structs.asdict(old.convergence),
+        "detectors": {name: msgspec.structs.asdict(policy) for name, policy in old.detectors.items()},
     }
     if options["seed"] is not None:
         data["seed"] = options["seed"]
@@ -395,18 +398,23 @@ def _print_rows(compared: Compared, *, everything: bool) -> None:
 # The tree
 
 
-def show_tree(target: str, output: Path | None, *, as_json: bool) -> None:
-    """Print the trees of branches that a conversation, or any of an experiment, belongs to."""
+def show_tree(target: str | None, output: Path | None, *, as_json: bool) -> None:
+    """Print the trees of branches that a conversation, or any of an experiment, belongs to; without a target, all."""
     root = existing_root(output)
-    folder = root.find(target)
-    wanted = {target} if target in folder.logs() else set(folder.logs())
-    trees = [tree for tree in branches(root) if wanted & set(_names(tree))]
+    trees = branches(root)
+    wanted: set[str] = set()
+    if target is not None:
+        logs = root.find(target).logs()
+        wanted = {target} if target in logs else set(logs)
+        trees = [tree for tree in trees if wanted & set(_names(tree))]
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode([_nested(tree) for tree in trees]), indent=2))
         return
     console = make_console()
-    if not trees:
-        console.print(f"{visible(target)} branches off nothing, and nothing branches off it")
+    if not trees and target is None:
+        console.print(f"There are no branches in {visible(str(root.experiments))}")
+    elif not trees:
+        console.print(f"{visible(target or '')} branches off nothing, and nothing branches off it")
     for tree in trees:
         console.print(_drawn(tree, wanted, Tree(_line(tree, wanted))))
 

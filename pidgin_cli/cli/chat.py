@@ -162,6 +162,11 @@ def spec_from_flags(options: dict[str, Any], more: Mapping[str, Any] | None = No
         "durability": options["durability"],
         "context": {"policy": policy, "limit_tokens": options["context_limit"]},
         "lenient": options["lenient"],
+        "convergence": {
+            "threshold": options["convergence_threshold"],
+            "action": options["convergence_action"],
+            "profile": options["convergence_profile"],
+        },
         "cache": "on" if options["cache"] else "off",
     }
     ids = [agent["id"] for agent in agents]

@@ -42,6 +42,7 @@ from .records import existing_root
 __all__ = ["control", "run", "run_again", "runner_process"]
 
 REDRAW_S = 0.25
+_BUDGET_FLAGS = {"usd": "--budget", "tokens": "--budget-tokens", "wall_time": "--budget-time"}
 LEAVE_LOOK_S = 0.1
 
 
@@ -60,10 +61,15 @@ def run(spec_file: Path | None, options: dict[str, Any]) -> int:
     asyncio.run(_check_budget(root, spec, chosen_specs, options))
     if options["dry_run"]:
         return show_plan(spec, conversations, chosen, as_json=options["as_json"])
-    root.prepare()
-    if folder is None:
-        folder = create_experiment(root, spec)
-    else:
+    with root.naming():
+        made = folder is None
+        if folder is None:  # what was looked for may be there by now
+            folder, found, _ = settle(root, wanted, PROVIDERS)
+            made = folder is None
+            spec = spec if folder is None else found
+        if folder is None:
+            folder = create_experiment(root, spec)
+    if not made:
         if (runner := living_runner(root, folder.experiment_id)) is not None:
             raise LogError(
                 f"{folder.experiment_id} is being run by process {runner.pid}; watch it with: "
@@ -76,8 +82,9 @@ def run(spec_file: Path | None, options: dict[str, Any]) -> int:
 def run_again(root: OutputRoot, folder: ExperimentFolder, options: dict[str, Any]) -> int:
     """Go on with an experiment from its folder. Gives the exit status."""
     spec = load(folder.spec)
-    if changes := _changes(options):
-        spec = check(spec.model_dump(mode="json", exclude_unset=True) | changes, "flags")
+    written = spec.model_dump(mode="json", exclude_unset=True)
+    if changes := _changes(options, written.get("budget")):
+        spec = check(written | changes, "flags")
         save_spec(folder, spec)
     conversations = expand(spec, folder.experiment_id)
     check_models(conversations.values(), root)
@@ -87,23 +94,28 @@ def run_again(root: OutputRoot, folder: ExperimentFolder, options: dict[str, Any
 
 def _wanted(spec_file: Path | None, options: dict[str, Any]) -> ExperimentSpec:
     """The spec of the file, or of the flags, with what the flags say of running it."""
-    changes = _changes(options)
+    spec = None if spec_file is None else load(spec_file, PROVIDERS)
+    written = {} if spec is None else spec.model_dump(mode="json", exclude_unset=True)
+    changes = _changes(options, written.get("budget"))
     if options["name"] is not None:
         changes["name"] = options["name"]
-    if spec_file is None:
+    if spec is None:
         return spec_from_flags(options, changes)
-    spec = load(spec_file, PROVIDERS)
     if options["seed"] is not None:
         changes["seed"] = options["seed"]
     if options["cache"]:
         changes["cache"] = "on"
     if not changes:
         return spec
-    return check(spec.model_dump(mode="json", exclude_unset=True) | changes, str(spec_file))
+    return check(written | changes, str(spec_file))
 
 
-def _changes(options: dict[str, Any]) -> dict[str, Any]:
-    """Keys of the spec that say how an experiment is run, not what it is."""
+def _changes(options: dict[str, Any], kept: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Keys of the spec that say how an experiment is run, not what it is.
+
+    Args:
+        kept: the budget so far, of which the flags replace single caps.
+    """
     changes: dict[str, Any] = {}
     for name in ("repetitions", "max_parallel", "notify"):
         if options.get(name) not in (None, False):
@@ -114,7 +126,7 @@ def _changes(options: dict[str, Any]) -> dict[str, Any]:
         if options.get(flag) is not None
     }
     if budget:
-        changes["budget"] = budget
+        changes["budget"] = (kept or {}) | budget
     return changes
 
 
@@ -422,10 +434,11 @@ class _Screen:
             if expected.cost_usd not in (None, (0.0, 0.0)) and manifest.status is Status.COMPLETED:
                 self.console.print(f"expected before it began: {cost_range(expected.cost_usd)}", highlight=False)
             self.console.print(f"record: {visible(str(folder.path))}", soft_wrap=True, highlight=False)
-            if runner.budget.exhausted:
+            if runner.budget.ended_by is not None:
+                flag = _BUDGET_FLAGS[runner.budget.ended_by]
                 self.console.print("the budget is used up; go on with: ", end="", style="yellow")
                 self.console.print(
-                    f"{command_line('resume', folder.experiment_id, options)} --budget …",
+                    f"{command_line('resume', folder.experiment_id, options)} {flag} …",
                     soft_wrap=True,
                     highlight=False,
                 )

@@ -59,13 +59,17 @@ def template_names() -> list[str]:
     return list(_templates())
 
 
-def write_template(name: str | None, to: Path | None, *, listing: bool, force: bool) -> None:
+def write_template(name: str | None, to: Path | None, *, listing: bool, as_json: bool, force: bool) -> None:
     """Write a template where the person wants it, or list them.
 
     Raises:
         SpecError: there is no such template, or the file is there already or cannot be written.
     """
     templates = _templates()
+    if as_json:
+        listed = [{"name": each, "about": _summary(path)} for each, path in templates.items()]
+        click.echo(json.dumps(listed, indent=2, ensure_ascii=False))
+        return
     if listing:
         width = max(map(len, templates))
         for each, path in templates.items():

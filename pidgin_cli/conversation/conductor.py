@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from functools import cache
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec.structs import replace
 
@@ -18,8 +18,10 @@ from pidgin_cli.core.errors import ContextLengthExceeded, LogError, ProviderErro
 from pidgin_cli.core.events import (
     SCHEMA_VERSION,
     AgentNamedEvent,
+    AttractorEvent,
     ContextLimitEvent,
     ContextTruncationEvent,
+    ConvergenceWarningEvent,
     ConversationBranchedEvent,
     ConversationEndEvent,
     ConversationPausedEvent,
@@ -91,6 +93,9 @@ from .delegates import (
 )
 from .history import ConversationHistory, Sent
 from .progress import SCRIPT, Progress
+
+if TYPE_CHECKING:
+    from .watching import Watcher
 
 __all__ = ["Conductor", "Live", "Outcome"]
 
@@ -200,6 +205,7 @@ class Conductor:
         self._providers = providers
         self._purse = purse
         self._counted: dict[str, _Counted] = {}
+        self._watcher: Watcher | None = None
         self._seats: dict[str, _Seat] = {}
         self._spec_hash = spec_hash(spec.to_json())
         self.bus.subscribe(log.append, essential=True)
@@ -260,8 +266,8 @@ class Conductor:
 
     async def _talk(self) -> EndReason:
         progress = self.progress
-        if self._stop_said():  # and the process did not live to end it
-            return EndReason.STOP_PHRASE
+        if (ending := self._ending()) is not None:  # and the process did not live to end it
+            return ending
         while progress.turn_open or progress.turns_complete < self.spec.max_turns:
             if not progress.turn_open:
                 await self._checkpoint()
@@ -275,13 +281,13 @@ class Conductor:
                 await self._checkpoint()
                 self._inject_from_outside()
                 await self._speak(self._seats[agent_id])
-                if self._stop_said():
+                if self._ending() is not None:
                     break
             if progress.everyone_spoke():
-                self._publish(TurnCompleteEvent(turn_number=progress.turn))
+                self._complete_turn()
                 self._notify(TurnCompleted, progress.turn)
-            if self._stop_said():
-                return EndReason.STOP_PHRASE
+            if (ending := self._ending()) is not None:
+                return ending
         return EndReason.TURN_LIMIT
 
     async def _checkpoint(self) -> None:
@@ -361,6 +367,8 @@ class Conductor:
                 )
             )
         if resumed:
+            if self.progress.turn:
+                self._begin_watching()
             self._write_missing()
             torn = record.total_bytes - record.whole_bytes if record else 0
             self._publish(self._at(ConversationResumedEvent, by=self._resumed_by, torn_bytes=torn))
@@ -375,6 +383,8 @@ class Conductor:
                     await self._choose_name(seat)
         if begins:
             self._inject_awareness(0)
+        if self._watcher is None:
+            self._begin_watching()
         await self._log.commit()
 
     def _as_taken(self, agent: Agent) -> Agent:
@@ -429,8 +439,12 @@ class Conductor:
                 )
             )
         progress.asked = None
+        if self._watcher is not None and progress.last_message is not None:
+            self._heed(progress.last_message.turn_number)
         if progress.everyone_spoke() and progress.speakers:
-            self._publish(TurnCompleteEvent(turn_number=progress.turn))
+            self._complete_turn()
+        elif not progress.turn_open:
+            self._warn_of_convergence()
 
     def _finish(self, outcome: Outcome) -> None:
         progress = self.progress
@@ -449,6 +463,7 @@ class Conductor:
                 error=outcome.error,
                 invalid=tuple(invalid),
                 notable=dict(progress.notable),
+                metrics={} if self._watcher is None else self._watcher.conversation_metrics(),
             )
         )
         if outcome.error is not None:
@@ -553,6 +568,86 @@ class Conductor:
         )
         self._notify(AiProcessingStep, "intervention", audience[0] if len(audience) == 1 else None, turn)
 
+    def _complete_turn(self) -> None:
+        turn, watcher = self.progress.turn, self._watcher
+        if watcher is None:
+            self._publish(TurnCompleteEvent(turn_number=turn))
+            return
+        self._publish(
+            TurnCompleteEvent(
+                turn_number=turn,
+                metrics=watcher.turn_metrics(turn),
+                convergence=watcher.convergence(),
+                detectors=watcher.detectors(),
+            )
+        )
+        self._warn_of_convergence()
+
+    # Metrics and detectors
+
+    def _begin_watching(self) -> None:
+        """Take in what was said so far."""
+        if self.spec.metrics == "off":
+            return
+        from .watching import Watcher  # only now: word lists and numpy are for those who measure
+
+        named = {agent.id: self.progress.names[agent.id] for agent in self.spec.agents}
+        self._watcher = Watcher(self.spec, named, self.progress.opening)
+        for event in (*self._prefix, *(self.record.events if self.record is not None else ())):
+            if isinstance(event, MessageCompleteEvent):
+                self._watcher.take(event)
+
+    def _heed(self, turn: int) -> None:
+        """Do what the policy asks for after the last message, as far as it is not done yet."""
+        watcher, progress = self._watcher, self.progress
+        if watcher is None or watcher.step is None or not watcher.step.fired:
+            return
+        for firing, action in watcher.respond(self.spec):
+            source = f"detector:{firing.detector}"
+            if (firing.message_index, firing.detector) not in progress.alarms:
+                self._publish(
+                    AttractorEvent(
+                        turn_number=turn,
+                        message_index=firing.message_index,
+                        detector=firing.detector,
+                        value=firing.value,
+                        threshold=firing.threshold,
+                        onset=firing.onset,
+                        period=firing.period,
+                        action=action,
+                    )
+                )
+                if action == "pause":
+                    self.control.pause(by=source)
+            if action == "intervene":
+                everyone = tuple(progress.agents)
+                if not progress.injected[turn, everyone[0], source]:
+                    self._intervene(self.spec.detectors[firing.detector].text or "", everyone, source, turn)
+
+    def _warn_of_convergence(self) -> None:
+        """Where the score of the last whole turn has reached the threshold and that of the turn before had not."""
+        policy, progress = self.spec.convergence, self.progress
+        value, before, turn = progress.convergence, progress.convergence_before, progress.turns_complete
+        if policy.threshold is None or value is None or progress.warned_turn == turn:
+            return
+        if value < policy.threshold or (before is not None and before >= policy.threshold):
+            return
+        self._publish(
+            ConvergenceWarningEvent(
+                turn_number=turn,
+                score="custom" if policy.weights else policy.profile,
+                value=value,
+                threshold=policy.threshold,
+                action=policy.action,
+            )
+        )
+        if policy.action == "pause":
+            self.control.pause(by="convergence")
+
+    def _ending(self) -> EndReason | None:
+        """Why the conversation is to end now, if it is."""
+        return EndReason.STOP_PHRASE if self._stop_said() else self.progress.ending
+
     def _stop_said(self) -> bool:
         """Whether the last message ends the conversation."""
         last = self.progress.last_message
@@ -597,6 +692,9 @@ class Conductor:
         )
         self._publish(event)
         self._publish(progress.usage_event(event))
+        if self._watcher is not None:
+            self._watcher.take(event)
+            self._heed(progress.turn)
         if self._delegates.watching:
             usage, timing = event.usage, event.timing
             where = (seat.agent.id, progress.turn, index, message.content)
@@ -685,7 +783,9 @@ class Conductor:
             digest=sent.digest,
         )
 
-    async def _ask(self, seat: _Seat, request: ModelRequest, asking: Event | None = None) -> ModelResponse:
+    async def _ask(
+        self, seat: _Seat, request: ModelRequest, asking: MessageRequestEvent | None = None
+    ) -> ModelResponse:
         """The whole reply. Attempts that died half-way are recorded as abandoned and never joined.
 
         Args:
@@ -699,7 +799,7 @@ class Conductor:
             used = _NOTHING
             try:
                 if asking is not None:
-                    self._publish(asking)
+                    self._publish(asking if most is None else replace(asking, reserved=most._asdict()))
                     asking = None
                 await self._log.commit()
                 stream = seat.provider.stream_response(request)

@@ -67,6 +67,8 @@ class Control:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._pausers: list[str] = []
+        self._with_everybody: set[str] = set()
+        """Those of them that have paused all conversations."""
         self._resumed_by = "person"
         self._stop: Stop | None = None
         self._now = False
@@ -76,12 +78,18 @@ class Control:
         self._cancelled = False
         self._changed = asyncio.Event()
 
-    def pause(self, by: str = "person") -> None:
-        """Ask for nothing more until `resume`; the message under way is finished."""
+    def pause(self, by: str = "person", *, everybody: bool = False) -> None:
+        """Ask for nothing more until `resume`; the message under way is finished.
+
+        Args:
+            everybody: all conversations pause, so that one may keep a place that it waited for: nobody else wants it.
+        """
         with self._lock:
             if by in self._pausers:
                 return
             self._pausers.append(by)
+            if everybody:
+                self._with_everybody.add(by)
         self._wake()
 
     def resume(self, by: str | None = None) -> None:
@@ -91,6 +99,7 @@ class Control:
             if left == self._pausers:
                 return
             self._pausers = left
+            self._with_everybody &= set(left)
             self._resumed_by = by or "person"
         self._wake()
 
@@ -162,12 +171,12 @@ class Control:
         self._changed.clear()
 
     async def sleep(self, seconds: float) -> None:
-        """Wait, unless the conversation is told to end: then raise `Stop`."""
+        """Wait, and then for as long as anybody wants a pause. Raises `Stop` when the conversation is told to end."""
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
-        while self._stop is None and (left := end - loop.time()) > 0:
+        while self._stop is None and ((left := end - loop.time()) > 0 or self._pausers):
             try:
-                await self.changed(left)
+                await self.changed(left if left > 0 else None)
             except asyncio.CancelledError:
                 if (stop := self.stopped_now()) is None:
                     raise
@@ -176,9 +185,10 @@ class Control:
             raise self._stop
 
     async def until(self, ready: "asyncio.Future[None]") -> None:
-        """Wait for a place under a limit, unless the conversation is told to end: then raise `Stop`."""
+        """Wait for a place under a limit, and until no pause of everybody is left. Raises `Stop` when the conversation
+        is told to end."""
         ready.add_done_callback(lambda _: self._changed.set())
-        while not ready.done():
+        while not ready.done() or self._with_everybody:
             if self._stop is not None:
                 raise self._stop
             try:

@@ -21,7 +21,7 @@ from pidgin_cli.spec.conversation import ConversationSpec
 __all__ = ["ConversationHistory", "ConversationState", "ConversationTurn", "ConversationView", "Sent"]
 
 
-class ConversationTurn(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ConversationTurn(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One entry of the history.
 
     Role user: text from outside (opening, naming notice, interventions). Role assistant: what an agent said, or, with
@@ -128,6 +128,16 @@ class Sent(NamedTuple):
     """Bytes of text, system prompt included."""
 
 
+class _End(NamedTuple):
+    """What an agent has not answered yet, as the end of its list."""
+
+    messages: tuple[Message, ...]
+    hash: "hashlib.blake2b"
+    """Of the whole list, this end included."""
+    size: int
+    """Bytes of its text."""
+
+
 class ConversationView:
     """What one agent is sent.
 
@@ -169,6 +179,10 @@ class ConversationView:
         self._extra = 0
         self._placeholders = 0
         self._seen = 0
+        self._end: _End | None = None
+        """As long as nothing was added since it was put together."""
+        self._sent: Sent | None = None
+        """As long as the history holds nothing new."""
         if self._prompt_swapped and self.agent.system_prompt is not None:
             self._add_to_system(self.agent.system_prompt)
         if state.first_turn > 1:
@@ -198,52 +212,55 @@ class ConversationView:
 
     def sent(self) -> Sent:
         """The request that the agent would get now."""
-        self._update()
-        end = self._end()
-        placeholders = self._placeholders
-        if end and end[0].role is Role.USER:
-            placeholders += not (self._open or self._held)
+        turns = self._history.turns
+        if self._sent is None or self._seen < len(turns):
+            for entry in turns[self._seen :]:
+                self._take(entry)
+                self._seen += 1
+            self._sent = self._put_together()
+        return self._sent
+
+    def digest(self) -> str:
+        """The digest of the request that the agent would get now."""
+        return self.sent().digest
+
+    def size(self) -> int:
+        """Bytes of text that the agent would be sent now."""
+        return self.sent().size
+
+    def _put_together(self) -> Sent:
+        end = self._ending()
         state = self.state
         return Sent(
             system="\n\n".join(self._system) if self._system else None,
-            messages=(*self._closed, *end),
+            messages=(*self._closed, *end.messages),
             view=View(
                 start=state.first_message,
                 end=self._history.messages,
                 omitted=state.first_message,
                 extra=self._extra,
             ),
-            digest=self.digest(),
-            placeholders=placeholders,
-            size=self.size(),
+            digest=end.hash.hexdigest(),
+            placeholders=self._placeholders + self._nothing_new(),
+            size=self._size + len("\n\n".join([*self._open, *self._held, *self._held_system]).encode()),
         )
 
-    def digest(self) -> str:
-        """The digest of the request that the agent would get now."""
-        self._update()
-        digest = self._hash.copy()
-        for message in self._end():
-            _digest(digest, message)
-        return digest.hexdigest()
+    def _ending(self) -> _End:
+        """The end of the list; without messages where that ends with a tool's result."""
+        if self._end is None:
+            texts = [*self._open, *self._held]
+            if self._nothing_new():
+                texts.append(self._spec.placeholders.nothing_new)
+            messages = [Message(role=Role.USER, content="\n\n".join(texts))] if texts else []
+            messages += [Message(role=Role.SYSTEM, content=text) for text in self._held_system]
+            digest = self._hash.copy()
+            size = sum(_digest(digest, message) for message in messages)
+            self._end = _End(tuple(messages), digest, size)
+        return self._end
 
-    def _end(self) -> list[Message]:
-        """What the agent has not answered yet, as the end of its list; none where that ends with a tool's result."""
-        texts = [*self._open, *self._held]
-        after = [Message(role=Role.SYSTEM, content=text) for text in self._held_system]
-        if not texts and self._closed and self._closed[-1].role is Role.TOOL:
-            return after
-        return [Message(role=Role.USER, content="\n\n".join(texts or [self._spec.placeholders.nothing_new])), *after]
-
-    def size(self) -> int:
-        """Bytes of text that the agent would be sent now."""
-        self._update()
-        return self._size + len("\n\n".join([*self._open, *self._held, *self._held_system]).encode())
-
-    def _update(self) -> None:
-        turns = self._history.turns
-        while self._seen < len(turns):
-            self._take(turns[self._seen])
-            self._seen += 1
+    def _nothing_new(self) -> bool:
+        """Whether a placeholder has to stand for the user's text; after a tool's result the list may go on without."""
+        return not (self._open or self._held or (self._closed and self._closed[-1].role is Role.TOOL))
 
     def _take(self, entry: ConversationTurn) -> None:
         if entry.audience is not None and self.agent.id not in entry.audience:
@@ -268,12 +285,14 @@ class ConversationView:
                 text = self._visible(entry.content)
                 if self._spec.speaker_label is not None:
                     text = self._labelled(self._spec.speaker_label, entry, text)
-                thought = text_of(entry.thinking)  # blank where a block is a signature only
-                if thought.strip() and self._spec.agent(entry.agent_id or "").thinking_visible == "partner":
-                    text = f"{self._labelled(self._spec.thinking_label, entry, thought)}\n\n{text}"
+                if entry.thinking and self._spec.agent(entry.agent_id or "").thinking_visible == "partner":
+                    thought = text_of(entry.thinking)
+                    if thought.strip():  # blank where a block is a signature only
+                        text = f"{self._labelled(self._spec.thinking_label, entry, thought)}\n\n{text}"
                 self._open.append(text)
             case Role.TOOL if entry.agent_id == self.agent.id:
                 self._close(Message(role=Role.TOOL, content=entry.content, tool_result=entry.tool_result))
+        self._end = None
 
     def _own(self, entry: ConversationTurn) -> None:
         if entry.tool_call is not None and self._closed and (last := self._closed[-1]).tool_calls:
@@ -283,23 +302,21 @@ class ConversationView:
             self._size += _feed(self._hash, "together", entry.content)
             _digest_call(self._hash, entry.tool_call)
             return
-        after_tool = self._closed and self._closed[-1].role is Role.TOOL
-        self._open += self._held
-        self._held = []
-        if self._open or not after_tool:
-            if not self._open:
-                self._open.append(self._spec.placeholders.nothing_new)
-                self._placeholders += 1
-            self._close(Message(role=Role.USER, content="\n\n".join(self._open)))
-            self._open = []
-        for text in self._held_system:
-            self._close(Message(role=Role.SYSTEM, content=text))
-        self._held_system = []
+        self._close_end()
         if entry.tool_call is not None:
             self._close(Message(role=Role.ASSISTANT, content=entry.content, tool_calls=(entry.tool_call,)))
         else:
             thinking = self._own_thinking(entry) if self.agent.thinking_visible == "own" else ()
             self._close(Message(role=Role.ASSISTANT, content=self._visible(entry.content), thinking=thinking))
+
+    def _close_end(self) -> None:
+        """The agent has answered what stood at the end."""
+        end = self._ending()
+        self._placeholders += self._nothing_new()
+        self._closed += end.messages
+        self._hash = end.hash
+        self._size += end.size
+        self._open, self._held, self._held_system = [], [], []
 
     def _own_thinking(self, entry: ConversationTurn) -> tuple[ThinkingBlock, ...]:
         if entry.model in (None, self.agent.model):

@@ -15,7 +15,9 @@ from pidgin_cli.core.errors import LogError
 from pidgin_cli.core.events import (
     AgentNamedEvent,
     APIErrorEvent,
+    AttractorEvent,
     ContextTruncationEvent,
+    ConvergenceWarningEvent,
     ConversationBranchedEvent,
     ConversationEndEvent,
     ConversationResumedEvent,
@@ -37,7 +39,7 @@ from pidgin_cli.core.events import (
     TurnStartEvent,
     WarningEvent,
 )
-from pidgin_cli.core.types import FinishReason, Role, ThinkingBlock, ToolCall, ToolResult, Usage
+from pidgin_cli.core.types import EndReason, FinishReason, Role, ThinkingBlock, ToolCall, ToolResult, Usage
 from pidgin_cli.spec.conversation import ConversationSpec
 
 from .branch import SHARED, prefix_digest
@@ -109,6 +111,15 @@ class Progress:
         self.wrong_model = False
         self.notable: dict[str, int] = {}
         self.ended: ConversationEndEvent | None = None
+        self.alarms: set[tuple[int, str]] = set()
+        """Detectors that fired, with the message at which they did."""
+        self.convergence: float | None = None
+        """After the last whole turn; `convergence_before`: after the one before it."""
+        self.convergence_before: float | None = None
+        self.warned_turn = 0
+        """The last turn whose convergence was warned of."""
+        self.ending: EndReason | None = None
+        """A detector or a score ends the conversation."""
         self._thinking: list[ThinkingBlock] = []
         self._first_seen: dict[tuple[str, str], str] = {}
         """By agent: the model and the fingerprint that served its first message."""
@@ -209,6 +220,18 @@ class Progress:
                 self.turn, self.speakers, self.spoken, self.turn_open = event.turn_number, event.speakers, [], True
             case TurnCompleteEvent():
                 self.turns_complete, self.turn_open = event.turn_number, False
+                self.convergence_before, self.convergence = self.convergence, event.convergence
+            case AttractorEvent():
+                self.alarms.add((event.message_index, event.detector))
+                if event.action == "mark":
+                    mark = f"attractor:{event.detector}"
+                    self.notable[mark] = self.notable.get(mark, 0) + 1
+                elif event.action == "stop":
+                    self.ending = EndReason.DETECTOR
+            case ConvergenceWarningEvent():
+                self.warned_turn = event.turn_number
+                if event.action == "stop":
+                    self.ending = EndReason.CONVERGENCE
             case ThinkingCompleteEvent():
                 self._thinking.append(ThinkingBlock(event.content, event.signature, event.redacted))
             case ConversationStartEvent():

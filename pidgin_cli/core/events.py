@@ -21,7 +21,7 @@ SCHEMA_VERSION = 1
 _UNSTAMPED = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class Event(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="event_type", tag=True):
+class Event(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="event_type", tag=True, gc=False):
     """The envelope that every line begins with."""
 
     event_id: str = ""
@@ -37,7 +37,7 @@ class Event(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="ev
     """Text in this event held lone surrogates; they stand as U+FFFD."""
 
 
-class View(Struct, frozen=True, rename={"start": "from", "end": "to"}):
+class View(Struct, frozen=True, rename={"start": "from", "end": "to"}, gc=False):
     """Which part of the history a request carried, as message indexes `from` (included) to `to` (excluded)."""
 
     start: int
@@ -106,6 +106,8 @@ class MessageRequestEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
     """What is sent besides the text, as far as it is set."""
     placeholders: int = 0
     """Blank texts among those sent, which the agent sees as the declared placeholder."""
+    reserved: dict[str, int | float] | None = None
+    """Under a budget the most that an attempt can use, `tokens` and `usd`; one that breaks off counts as so much."""
 
 
 class ThinkingCompleteEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
@@ -204,6 +206,9 @@ class AttractorEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
     value: float
     threshold: float
     onset: int | None = None
+    """Index of the first message that belongs to it."""
+    period: int | None = None
+    """For recurrences and cycles: how many messages back the same was said. For inner loops: tokens of the phrase."""
     action: str
 
 
@@ -446,7 +451,9 @@ class ConversationEndEvent(Event, frozen=True, kw_only=True, omit_defaults=True)
     """Reasons to leave it out of statistics: `speaker_never_called`, `wrong_model_served`, `harness_fault`."""
     notable: dict[str, int] = field(default_factory=dict)
     """Counts of messages that are `empty`, `refused`, `truncated`, `filtered`, had `text_replaced`, or came from
-    another `served_model` or `fingerprint` than the agent's first: kept in."""
+    another `served_model` or `fingerprint` than the agent's first, and of detectors that were to `mark`: kept in."""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """Of the conversation as a whole, agents as suffixes; what cannot be computed is absent."""
 
 
 class ExperimentStartEvent(Event, frozen=True, kw_only=True, omit_defaults=True):

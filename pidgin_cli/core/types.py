@@ -81,6 +81,8 @@ class EndReason(StrEnum):
     PROVIDER_ERROR = "provider_error"
     HARNESS_ERROR = "harness_error"
     """A fault of ours; the conversation is marked invalid."""
+    UNKNOWN = "unknown"
+    """A record from elsewhere does not say."""
 
 
 class FinishReason(StrEnum):
@@ -98,7 +100,7 @@ Purpose = Literal["message", "name", "summary"]
 """What a request is for: a message of the conversation, the choice of a name, or a summary of what is left out."""
 
 
-class Usage(Struct, frozen=True, omit_defaults=True):
+class Usage(Struct, frozen=True, omit_defaults=True, gc=False):
     """Tokens of one reply, as the provider reported them. None: not reported."""
 
     prompt_tokens: int | None = None
@@ -113,7 +115,7 @@ class Usage(Struct, frozen=True, omit_defaults=True):
     estimated: bool = False
 
 
-class Timing(Struct, frozen=True, omit_defaults=True):
+class Timing(Struct, frozen=True, omit_defaults=True, gc=False):
     """Times of one reply in milliseconds."""
 
     queued_ms: float | None = None
@@ -126,7 +128,7 @@ class Timing(Struct, frozen=True, omit_defaults=True):
     """Completion tokens / (duration - time to first token)."""
 
 
-class ToolCall(Struct, frozen=True):
+class ToolCall(Struct, frozen=True, gc=False):
     """A model's request to run a tool; `arguments` is the JSON text as the model wrote it."""
 
     id: str
@@ -134,7 +136,7 @@ class ToolCall(Struct, frozen=True):
     arguments: str
 
 
-class ToolResult(Struct, frozen=True, omit_defaults=True):
+class ToolResult(Struct, frozen=True, omit_defaults=True, gc=False):
     """What a tool gave back to the agent that called it."""
 
     call_id: str
@@ -142,7 +144,7 @@ class ToolResult(Struct, frozen=True, omit_defaults=True):
     is_error: bool = False
 
 
-class ThinkingBlock(Struct, frozen=True, omit_defaults=True):
+class ThinkingBlock(Struct, frozen=True, omit_defaults=True, gc=False):
     """A piece of a model's thinking. `signature` belongs to the vendor and goes back to the same model only."""
 
     text: str
@@ -151,7 +153,7 @@ class ThinkingBlock(Struct, frozen=True, omit_defaults=True):
     """The vendor keeps the text to itself: `signature` holds it encrypted."""
 
 
-class Message(Struct, frozen=True, omit_defaults=True):
+class Message(Struct, frozen=True, omit_defaults=True, gc=False):
     """One utterance, or one entry of the list a model is sent.
 
     An utterance in the record has an `id` and the role assistant; the entries of a request have none.
@@ -224,7 +226,7 @@ class Retries(Struct, frozen=True, omit_defaults=True):
     max_wait_s: float = 60.0
 
 
-class ModelRequest(Struct, frozen=True, kw_only=True):
+class ModelRequest(Struct, frozen=True, kw_only=True, gc=False):
     """Everything one model is asked, and which draw it is.
 
     `messages` is a legal list: it starts with user, alternates, and holds no blank text. The fields after
@@ -252,11 +254,11 @@ class ModelRequest(Struct, frozen=True, kw_only=True):
     """Chained digest of what is sent; equal digests mean equal system prompt and messages."""
 
 
-class TextDelta(Struct, frozen=True, tag=True):
+class TextDelta(Struct, frozen=True, tag=True, gc=False):
     text: str
 
 
-class ThinkingDelta(Struct, frozen=True, tag=True):
+class ThinkingDelta(Struct, frozen=True, tag=True, gc=False):
     text: str
     signature: str | None = None
     """Closes the current thinking block."""
@@ -264,7 +266,7 @@ class ThinkingDelta(Struct, frozen=True, tag=True):
     """A block of its own, whose text the vendor keeps to itself; `signature` holds it encrypted."""
 
 
-class ToolCallDelta(Struct, frozen=True, tag=True):
+class ToolCallDelta(Struct, frozen=True, tag=True, gc=False):
     """A piece of a tool call; pieces with one index belong together."""
 
     index: int
@@ -273,7 +275,7 @@ class ToolCallDelta(Struct, frozen=True, tag=True):
     arguments: str = ""
 
 
-class UsageDelta(Struct, frozen=True, tag=True):
+class UsageDelta(Struct, frozen=True, tag=True, gc=False):
     """Usage so far; fields that are set replace earlier ones."""
 
     usage: Usage
@@ -290,7 +292,7 @@ class RateLimit(Struct, frozen=True, omit_defaults=True):
     """Seconds until all of it is there again."""
 
 
-class LimitsDelta(Struct, frozen=True, tag=True):
+class LimitsDelta(Struct, frozen=True, tag=True, gc=False):
     """What a reply's headers say of the account's limits; comes before anything else.
 
     It is meant for `Limited`, which hands on everything but this.
@@ -299,7 +301,7 @@ class LimitsDelta(Struct, frozen=True, tag=True):
     limits: tuple[RateLimit, ...]
 
 
-class Finish(Struct, frozen=True, tag=True):
+class Finish(Struct, frozen=True, tag=True, gc=False):
     """The last delta of every complete reply. Wrappers fill in what they know."""
 
     reason: FinishReason = FinishReason.STOP
@@ -315,7 +317,7 @@ class Finish(Struct, frozen=True, tag=True):
 Delta = TextDelta | ThinkingDelta | ToolCallDelta | UsageDelta | LimitsDelta | Finish
 
 
-class ModelResponse(Struct, frozen=True):
+class ModelResponse(Struct, frozen=True, gc=False):
     """A whole reply: the fold of its deltas."""
 
     message: Message

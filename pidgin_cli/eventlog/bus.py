@@ -44,11 +44,12 @@ class EventBus:
         essential, others = self._routes.get(type(event)) or self._route(type(event))
         for subscriber in essential:
             subscriber(event)
-        self._waiting.append((event, others))
         if self._delivering:
+            self._waiting.append((event, others))
             return
         self._delivering = True
         try:
+            self._deliver(event, others)
             while self._waiting:
                 self._deliver(*self._waiting.popleft())
         finally:

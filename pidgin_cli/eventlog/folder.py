@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import secrets
@@ -100,6 +101,18 @@ class OutputRoot:
                 raise SpecError(f"{self.path} cannot be written: {error.strerror}; choose another with -o") from None
         if not os.access(self.experiments, os.W_OK | os.X_OK):
             raise SpecError(f"{self.experiments} cannot be written: Permission denied; choose another with -o")
+
+    @contextlib.contextmanager
+    def naming(self) -> Iterator[None]:
+        """Keep other processes from giving a name meanwhile, so that one name does not come to stand for two."""
+        self.prepare()
+        held = os.open(self.experiments, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks: then as well as may be
+                fcntl.flock(held, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(held)
 
     def create(self, experiment_id: str, name: str | None, today: date, files: dict[str, bytes]) -> ExperimentFolder:
         """Make an experiment's folder with its first files in it; it appears by one rename.

@@ -263,10 +263,13 @@ class EventLog:
             while self._buffer:
                 written = os.write(self._fd, self._buffer)
                 del self._buffer[:written]
+            deleted = os.fstat(self._fd).st_nlink == 0
         except OSError as error:
             raise LogError(
                 f"the record cannot be written to {self.path}: {error.strerror}; free some room, then resume"
             ) from error
+        if deleted:
+            raise LogError(f"{self.path} was deleted while it was being written; what it held is lost")
         if self.durability != "none":
             self._syncer.mark(self._fd)
 

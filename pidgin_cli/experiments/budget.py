@@ -6,17 +6,23 @@ most as many tokens as bytes (and a few for each message's frame), a reply at mo
 """
 
 import asyncio
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable
-from typing import NamedTuple
+from datetime import datetime
+from typing import Literal, NamedTuple
 
 from pidgin_cli.conversation.control import Amount, Stop, Until
 from pidgin_cli.core.events import (
+    ConversationEndEvent,
     ConversationResumedEvent,
     ConversationStartEvent,
     Event,
     ExperimentCompleteEvent,
     ExperimentStartEvent,
+    MessageAbandonedEvent,
+    MessageCompleteEvent,
+    MessageRequestEvent,
     TokenUsageEvent,
 )
 from pidgin_cli.core.types import EndReason, ModelRequest, Usage
@@ -26,6 +32,8 @@ from pidgin_cli.spec.conversation import ConversationSpec
 from pidgin_cli.spec.experiment import ExperimentSpec
 
 __all__ = ["Budget", "Caps", "ConversationPurse", "Spent", "caps_of", "check_caps", "run_time", "spent_so_far"]
+
+_NOTHING = Amount(0, 0.0)
 
 
 class Caps(NamedTuple):
@@ -52,13 +60,30 @@ class Spent(NamedTuple):
 
 
 def spent_so_far(events: Iterable[Event]) -> Spent:
-    """What a conversation has used, as its record tells it."""
+    """What a conversation has used, as its record tells it.
+
+    An attempt at a message that broke off, or was under way when the process died, counts with all that was set aside
+    for it, as it did while it ran.
+    """
     usd, tokens, seconds = 0.0, 0, 0.0
     began = last = None
+    most = _NOTHING
+    """What the latest request set aside."""
+    under_way = False
     for event in events:
-        if isinstance(event, TokenUsageEvent):
-            usd += event.cost or 0.0
-            tokens += (event.prompt_tokens or 0) + (event.completion_tokens or 0)
+        if isinstance(event, MessageRequestEvent):
+            most, under_way = _reserved(event), True
+        elif isinstance(event, MessageAbandonedEvent):
+            usd, tokens = usd + most.usd, tokens + most.tokens
+        elif isinstance(event, MessageCompleteEvent | ConversationEndEvent):
+            under_way = False
+        elif isinstance(event, TokenUsageEvent):
+            if event.purpose == "abandoned" and most != _NOTHING:
+                continue  # it is a part of what was set aside
+            whole = _NOTHING if event.purpose != "message" else most
+            known = event.prompt_tokens is not None and event.completion_tokens is not None
+            usd += whole.usd if event.cost is None else event.cost
+            tokens += (event.prompt_tokens or 0) + (event.completion_tokens or 0) if known else whole.tokens
         elif isinstance(event, ConversationStartEvent | ConversationResumedEvent):
             if began is not None and last is not None:
                 seconds += max(0.0, (last - began).total_seconds())
@@ -66,20 +91,39 @@ def spent_so_far(events: Iterable[Event]) -> Spent:
         last = event.timestamp
     if began is not None and last is not None:
         seconds += max(0.0, (last - began).total_seconds())
+    if under_way:
+        usd, tokens = usd + most.usd, tokens + most.tokens
     return Spent(usd, tokens, seconds)
 
 
-def run_time(events: Iterable[Event]) -> float:
-    """Seconds that earlier runs of an experiment took, as its own log tells it; a run that was killed counts for 0."""
+def _reserved(event: MessageRequestEvent) -> Amount:
+    found = event.reserved or {}
+    return Amount(int(found.get("tokens", 0)), float(found.get("usd", 0.0)))
+
+
+def run_time(events: Iterable[Event], seen: Iterable[datetime] = ()) -> float:
+    """Seconds that earlier runs of an experiment took, as its own log tells it.
+
+    Args:
+        seen: when something was recorded in the conversations' logs, in any order. A run that was killed lasted at
+            least as long as it recorded anything.
+    """
+    times = sorted(seen)
     seconds = 0.0
-    began = None
+    began: datetime | None = None
+
+    def killed(until: datetime | None) -> float:
+        known = len(times) if until is None else bisect_left(times, until)
+        return 0.0 if began is None or not known else max(0.0, (times[known - 1] - began).total_seconds())
+
     for event in events:
         if isinstance(event, ExperimentStartEvent):
+            seconds += killed(event.timestamp)
             began = event.timestamp
         elif isinstance(event, ExperimentCompleteEvent) and began is not None:
             seconds += max(0.0, (event.timestamp - began).total_seconds())
             began = None
-    return seconds
+    return seconds + killed(None)
 
 
 def caps_of(spec: ExperimentSpec) -> tuple[Caps, Caps]:
@@ -102,9 +146,13 @@ class Budget:
         self.tokens = spent.tokens
         self.held_usd = 0.0
         self.held_tokens = 0
-        self.exhausted = False
-        """A request did not fit any more; nothing is begun from then on."""
+        self.ended_by: Literal["usd", "tokens", "wall_time"] | None = None
+        """The cap that was reached; nothing is begun from then on."""
         self._waiting: deque[tuple[Amount, asyncio.Future[None]]] = deque()
+
+    @property
+    def exhausted(self) -> bool:
+        return self.ended_by is not None
 
     def purse(self, spent: Spent) -> "ConversationPurse":
         """The share of one conversation, which has spent so much already."""
@@ -117,7 +165,7 @@ class Budget:
             Stop: it cannot fit any more, whatever the others give back.
         """
         if self.exhausted or not self.caps.hold(self.usd + most.usd, self.tokens + most.tokens):
-            self._exhaust()
+            self.exhaust(self._too_small_for(most))
             raise _stop()
         if not self._waiting and self._fits(most):
             self._hold(most)
@@ -144,7 +192,7 @@ class Budget:
             wanted, ready = self._waiting[0]
             if not ready.done():
                 if not self.caps.hold(self.usd + wanted.usd, self.tokens + wanted.tokens):
-                    self._exhaust()
+                    self.exhaust(self._too_small_for(wanted))
                     return
                 if not self._fits(wanted):
                     return
@@ -159,8 +207,12 @@ class Budget:
         self.held_usd += most.usd
         self.held_tokens += most.tokens
 
-    def _exhaust(self) -> None:
-        self.exhausted = True
+    def _too_small_for(self, most: Amount) -> Literal["usd", "tokens"]:
+        return "tokens" if self.caps.hold(self.usd + most.usd, 0) else "usd"
+
+    def exhaust(self, cap: Literal["usd", "tokens", "wall_time"]) -> None:
+        """A cap is reached: whoever waits for room, or asks for it later, is told to stop."""
+        self.ended_by = self.ended_by or cap
         while self._waiting:
             _, ready = self._waiting.popleft()
             if not ready.done():

@@ -3,7 +3,10 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 
+from msgspec.structs import replace
+
 from pidgin_cli.conversation.recording import read_recording
+from pidgin_cli.conversation.watching import check_watch
 from pidgin_cli.core.errors import PidginError, SpecError
 from pidgin_cli.eventlog.folder import OutputRoot
 from pidgin_cli.providers.keys import key_fault
@@ -37,6 +40,9 @@ def check_models(conversations: Iterable[ConversationSpec], root: OutputRoot) ->
             that cannot be replayed, and, unless a spec is lenient, settings that a model does not take.
     """
 
+    conversations = list(conversations)
+    check_watch(conversations)
+
     @cache
     def faults_of_provider(name: str) -> list[str]:
         return list(_unreachable(PROVIDERS[name]))
@@ -66,7 +72,13 @@ def check_models(conversations: Iterable[ConversationSpec], root: OutputRoot) ->
             found.update(dict.fromkeys(faults_of_provider(split_model(model_id)[0].name)))
         if spec.lenient:
             continue
-        for agent in spec.agents:
+        swapped = [
+            replace(spec.agent(name), model=change.model)
+            for change in spec.interventions
+            if change.model is not None
+            for name in change.agents
+        ]
+        for agent in (*spec.agents, *swapped):
             reasons = unsupported(split_model(agent.model)[0], agent, thinks=thinks(agent.model))
             hint = "leave it out, or give --lenient"
             found.update(dict.fromkeys(f"agent {agent.id}: {reason}; {hint}" for reason in reasons.values()))

@@ -58,10 +58,13 @@ class PidFile:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def write(self) -> None:
-        """Claim the experiment. Raises LogError when a living runner has it."""
+    def refuse_others(self) -> None:
+        """Raise LogError when a living runner has the experiment."""
         if (other := living(self.path)) is not None and other.pid != os.getpid():
             raise LogError(f"the experiment is being run by process {other.pid}; stop it first")
+
+    def write(self) -> None:
+        """Say that this process runs the experiment. Raises LogError when the disk does not take it."""
         started = psutil.Process().create_time()
         making = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
@@ -71,8 +74,15 @@ class PidFile:
             raise LogError(f"{self.path} cannot be written: {error.strerror}; free some room, then resume") from error
 
     def beat(self) -> None:
-        with contextlib.suppress(OSError):
+        """Show that the process lives. A file that somebody deleted is written anew, or nobody could stop the run."""
+        try:
             os.utime(self.path)
+        except FileNotFoundError:
+            with contextlib.suppress(OSError, LogError):
+                self.path.parent.mkdir(exist_ok=True)
+                self.write()
+        except OSError:
+            pass  # the next beat may be luckier
 
     def remove(self) -> None:
         with contextlib.suppress(OSError):

@@ -184,6 +184,11 @@ class Runner:
         self._writer.catch_up()
         return self._writer.manifest
 
+    @property
+    def manifest_writes(self) -> int:
+        """How often `manifest.json` was replaced in this run."""
+        return 0 if self._writer is None else self._writer.writes
+
     # Control, from signals, commands and delegates
 
     def pause(self, by: str = "person") -> None:
@@ -191,7 +196,7 @@ class Runner:
         if by not in self._pausers:
             self._pausers.append(by)
         for conductor in list(self.running.values()):
-            conductor.control.pause(by)
+            conductor.control.pause(by, everybody=True)
         self._status_changed()
 
     def resume(self, by: str | None = None) -> None:
@@ -270,15 +275,25 @@ class Runner:
         conversations = expand(spec, self.folder.experiment_id)
         self._loop = asyncio.get_running_loop()
         pid_file = PidFile(self.root.pid_file(self.folder.experiment_id))
-        pid_file.write()
-        heart = asyncio.create_task(_beat(pid_file))
+        pid_file.refuse_others()
         syncer = Syncer()
         try:
-            await self._run(spec, conversations, syncer)
+            # The lock on the log decides between two that begin at once; only who has it touches the PID file.
+            log, record = EventLog.resume(
+                self.folder.events, experiment_id=self.folder.experiment_id, conversation_id=None, syncer=syncer
+            )
+            try:
+                pid_file.write()
+                heart = asyncio.create_task(_beat(pid_file))
+                try:
+                    await self._run(spec, conversations, syncer, log, record)
+                finally:
+                    heart.cancel()
+                    pid_file.remove()
+            finally:
+                await log.aclose()
         finally:
-            heart.cancel()
             await syncer.aclose()
-            pid_file.remove()
             self._delegates.close()
         if self._broken is not None:
             raise self._broken
@@ -286,11 +301,15 @@ class Runner:
             raise LogError(next(iter(self.refused.values())))
         return self.outcomes
 
-    async def _run(self, spec: ExperimentSpec, conversations: Mapping[str, ConversationSpec], syncer: Syncer) -> None:
+    async def _run(
+        self,
+        spec: ExperimentSpec,
+        conversations: Mapping[str, ConversationSpec],
+        syncer: Syncer,
+        log: EventLog,
+        record: Record,
+    ) -> None:
         experiment_id = self.folder.experiment_id
-        log, record = EventLog.resume(
-            self.folder.events, experiment_id=experiment_id, conversation_id=None, syncer=syncer
-        )
         timer: asyncio.TimerHandle | None = None
         manifest = rebuild(self.folder)
         for conversation_id, conversation in conversations.items():
@@ -316,8 +335,11 @@ class Runner:
             writer.touch()
             self._on_start()
             if self.budget.caps.seconds is not None:
-                left = max(0.0, self.budget.caps.seconds - ran_s)
-                timer = asyncio.get_running_loop().call_later(left, self.stop, "budget", EndReason.BUDGET)
+                left = self.budget.caps.seconds - ran_s
+                if left <= 0:
+                    self._out_of_time()
+                else:
+                    timer = asyncio.get_running_loop().call_later(left, self._out_of_time)
             self._notify(EngineStarted(experiment_id, len(todo), start.resumed))
             await self._run_all({name: conversations[name] for name in todo}, at_once, syncer, log)
             writer.catch_up()
@@ -343,6 +365,10 @@ class Runner:
                 except LogError as error:
                     self._manifest_failed(error)
 
+    def _out_of_time(self) -> None:
+        self.budget.exhaust("wall_time")
+        self.stop("budget", EndReason.BUDGET)
+
     def _todo(self, manifest: Manifest, conversations: Mapping[str, ConversationSpec]) -> list[str]:
         """The conversations to run now, in order."""
         left = []
@@ -359,12 +385,16 @@ class Runner:
         """What may still be used, and the seconds that earlier runs took."""
         caps, each = caps_of(spec)
         spent = Spent()
+        seen: list[datetime] = []
         if caps != Caps():
             for conversation_id in conversations:
                 if (log := self.folder.log(conversation_id)).exists():
-                    found = spent_so_far(read_record(log).events)
+                    recorded = read_record(log).events
+                    found = spent_so_far(recorded)
                     spent = Spent(spent.usd + found.usd, spent.tokens + found.tokens)
-        return Budget(caps, each, spent), run_time(events)
+                    if caps.seconds is not None:
+                        seen += [event.timestamp for event in recorded]
+        return Budget(caps, each, spent), run_time(events, seen)
 
     async def _run_all(self, todo: Mapping[str, ConversationSpec], at_once: int, syncer: Syncer, log: EventLog) -> None:
         waiting = deque(todo)
@@ -387,7 +417,7 @@ class Runner:
                     task = asyncio.create_task(self._guarded(name, todo[name], syncer, log))
                     task.add_done_callback(lambda _: self._changed.set())
                     tasks[task] = name
-                if not tasks and not self._pausers:
+                if not tasks and not (waiting and self._pausers):
                     for name in waiting:
                         self.refused[name] = "the conversation that it branches from did not get that far"
                     break
@@ -442,6 +472,7 @@ class Runner:
             self._notify(EngineErrorOccurred(conversation_id, type(error).__name__, str(error)))
         else:
             if outcome.error is not None:
+                _log.info("%s failed: %s", conversation_id, outcome.error)
                 self._notify(EngineErrorOccurred(conversation_id, *outcome.error.split(": ", 1)))
             self._notify(TaskExecutionCompleted(conversation_id, outcome.status.value, outcome.end_reason.value))
 
@@ -480,7 +511,7 @@ class Runner:
                     max(0.0, limit_s - spent.seconds), conductor.control.stop, "budget", EndReason.BUDGET
                 )
             for name in self._pausers:
-                conductor.control.pause(name)
+                conductor.control.pause(name, everybody=True)
             self._on_conversation(conductor)
             self.running[conversation_id] = conductor
             return await conductor.run()

@@ -39,7 +39,7 @@ from pidgin_cli.core.types import (
 )
 
 from .base import Timeouts
-from .model_rules import default_max_tokens, thinks_adaptively
+from .model_rules import default_max_tokens, thinks_adaptively, without_thinking
 from .registry import PROVIDERS, ProviderInfo
 from .wire import (
     CUT_OFF,
@@ -184,7 +184,7 @@ class AnthropicProvider:
         if settings.effort is not None:
             parameters["output_config"] = {"effort": settings.effort}
         if settings.think is False:
-            parameters["thinking"] = {"type": "disabled"}
+            parameters["thinking"] = {"type": without_thinking(request.model) or "disabled"}
         elif settings.think_budget is not None:
             # A budget that was asked for is sent; a model that takes none says so.
             parameters["thinking"] = {"type": "enabled", "budget_tokens": settings.think_budget}

@@ -309,7 +309,7 @@ class Limiter:
         """Take what the provider said in its answer to a request; the person's own limits stay as they are.
 
         Args:
-            back_in_s: when it said that one may come back. That outranks the resets, which may be of the full allowance.
+            back_in_s: when it said that one may come back. It outranks the resets, which may be of the full allowance.
         """
         now = _now()
         if back_in_s is not None:

@@ -81,6 +81,8 @@ def resolve_model(wanted: str, providers: Collection[str]) -> str:
         SpecError: an unknown alias or provider; the text shows the nearest known ids.
     """
     wanted = wanted.strip()
+    if not wanted:
+        raise SpecError(f"no model is named; write one such as {', '.join(list(aliases())[:4])}, or PROVIDER:MODEL")
     seen = set()
     while wanted in aliases() and wanted not in seen:  # a person's alias may name another one
         seen.add(wanted)

@@ -11,7 +11,9 @@ from pidgin_cli.core.types import Agent, Message, Retries, Role, Timeouts
 __all__ = [
     "NO_PART_OF_THE_DRAW",
     "ContextPolicy",
+    "ConvergencePolicy",
     "ConversationSpec",
+    "DetectorPolicy",
     "Injection",
     "Intervention",
     "Origin",
@@ -48,6 +50,27 @@ class Intervention(Struct, frozen=True, omit_defaults=True):
     turns: int = 1
     """How many turns the agent is silent."""
     placement: Literal["user", "system"] = "user"
+
+
+class ConvergencePolicy(Struct, frozen=True, omit_defaults=True):
+    """How alike the last messages are, and what happens when they are too much so."""
+
+    threshold: float | None = None
+    """From 0 to 1; None: none."""
+    action: Literal["notify", "pause", "stop"] = "notify"
+    profile: str = "balanced"
+    weights: dict[str, float] = {}
+    """Of the parts of the score, instead of a profile's."""
+
+
+class DetectorPolicy(Struct, frozen=True, omit_defaults=True):
+    """What happens when an attractor detector fires."""
+
+    action: Literal["record", "mark", "pause", "stop", "intervene"] = "record"
+    text: str | None = None
+    """What is put in, to all agents, by `intervene`."""
+    thresholds: dict[str, float] = {}
+    """Instead of the detector's own."""
 
 
 class Origin(Struct, frozen=True):
@@ -118,6 +141,11 @@ class ConversationSpec(Struct, frozen=True, kw_only=True):
     """Leave out, with a recorded warning, settings that a model does not take."""
     thinking_label: str = "[{name} thinks]: {text}"
     """How thinking that others may see stands before the words."""
+    metrics: Literal["live", "off"] = "live"
+    """Whether metrics and detectors are computed while it runs."""
+    convergence: ConvergencePolicy = ConvergencePolicy()
+    detectors: dict[str, DetectorPolicy] = {}
+    """By the detector's name; those that are not named are recorded."""
     cache: Literal["off", "on", "shared"] = "off"
     """`on`: replies of this very draw are reused when it is run again. `shared`: of any draw, in any experiment."""
 
@@ -146,7 +174,20 @@ class ConversationSpec(Struct, frozen=True, kw_only=True):
         return msgspec.convert(data, cls)
 
 
-NO_PART_OF_THE_DRAW = frozenset({"max_turns", "durability", "retries", "timeouts", "concurrency", "lenient", "cache"})
+NO_PART_OF_THE_DRAW = frozenset(
+    {
+        "max_turns",
+        "durability",
+        "retries",
+        "timeouts",
+        "concurrency",
+        "lenient",
+        "cache",
+        "metrics",
+        "convergence",
+        "detectors",
+    }
+)
 """Keys of a `ConversationSpec` that decide how long and how carefully it runs, but not what a model is asked."""
 
 

@@ -38,11 +38,6 @@ _WITH_METRICS = "arrives with the analysis of metrics; leave it out for now"
 _NOT_YET = "is not there yet; leave it out for now"
 LATER = dict.fromkeys(
     (
-        "convergence",
-        "convergence_threshold",
-        "convergence_action",
-        "convergence_profile",
-        "detectors",
         "detector",
         "metric",
         "when",

@@ -16,6 +16,7 @@ SHARED_KEYS = tuple(name for name in AGENT_KEYS if name not in ExperimentSpec.mo
 _AGENT = re.compile(r"agent_([a-z][a-z0-9]{0,15})")
 _OF_ONE = re.compile(rf"({'|'.join(AGENT_KEYS)})_([a-z][a-z0-9]{{0,15}})")
 _SEATS = ("a", "b")
+_CONVERGENCE = ("threshold", "action", "profile", "weights")
 
 
 class Translated(NamedTuple):
@@ -35,6 +36,7 @@ def translate(data: Mapping[Any, Any]) -> Translated:
     full = dict(data)
     written: dict[Place, Place] = {}
     faults = _truncation(full, written)
+    _convergence(full, written)
     models = {match[1]: full.pop(key) for key in data if (match := _AGENT.fullmatch(str(key)))}
     shared = {key: full.pop(key) for key in data if key in SHARED_KEYS}
     single = {
@@ -66,6 +68,17 @@ def translate(data: Mapping[Any, Any]) -> Translated:
         if models:
             written["agents",] = (f"agent_{ids[0]}",)
     return Translated(full, written, faults, known)
+
+
+def _convergence(full: dict[Any, Any], written: dict[Place, Place]) -> None:
+    """`convergence_threshold` and its like are keys of `convergence`."""
+    given = {key: full.pop(key) for key in [f"convergence_{name}" for name in _CONVERGENCE] if key in full}
+    if given and isinstance(full.get("convergence", {}), Mapping):
+        full["convergence"] = dict(full.get("convergence", {})) | {
+            key.removeprefix("convergence_"): value for key, value in given.items()
+        }
+        for key in given:
+            written["convergence", key.removeprefix("convergence_")] = (key,)
 
 
 def _agent(
@@ -109,4 +122,4 @@ def _truncation(full: dict[Any, Any], written: dict[Place, Place]) -> list[Fault
 def known_keys(ids: tuple[str, ...] | list[str]) -> tuple[str, ...]:
     """The keys of the flat form that the full form does not have, for agents of these ids."""
     of_one = [f"{key}_{agent_id}" for key in ("agent", *AGENT_KEYS) for agent_id in ids]
-    return (*SHARED_KEYS, *of_one, "allow_truncation")
+    return (*SHARED_KEYS, *of_one, "allow_truncation", *(f"convergence_{name}" for name in _CONVERGENCE))

@@ -16,7 +16,9 @@ from pidgin_cli.core.types import Agent, AgentSettings, Retries, Timeouts
 
 from .conversation import (
     ContextPolicy,
+    ConvergencePolicy,
     ConversationSpec,
+    DetectorPolicy,
     Injection,
     Intervention,
     Origin,
@@ -120,6 +122,9 @@ def _of_arm(spec: ExperimentSpec, cell: Cell, *, swapped: bool) -> ConversationS
         concurrency=arm.concurrency,
         durability=arm.durability,
         lenient=arm.lenient,
+        metrics=arm.metrics,
+        convergence=ConvergencePolicy(**arm.convergence.model_dump()),
+        detectors={name: DetectorPolicy(**each.model_dump()) for name, each in arm.detectors.items()},
         cache=arm.cache,
     )
 

@@ -10,6 +10,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ValidationInfo,
     WithJsonSchema,
     field_validator,
     model_serializer,
@@ -156,6 +157,53 @@ class BudgetSpec(BudgetLimits):
     """What the experiment may use, all runs together; nothing is begun that could overrun it."""
 
     per_conversation: BudgetLimits | None = Field(None, description="The same for each conversation")
+
+
+_ConvergencePart = Literal["content", "structure", "sentences", "length", "punctuation"]
+
+
+class ConvergenceSpec(_Checked):
+    """How alike the last messages are, as a score from 0 to 1, and what happens when it reaches a threshold."""
+
+    threshold: float | None = Field(None, ge=0, le=1, description="Unset: the score is recorded and nothing else")
+    action: Literal["notify", "pause", "stop"] = Field(
+        "notify", description="At the threshold: an event, a pause as well, or the end of the conversation"
+    )
+    profile: Literal["balanced", "structural", "semantic", "strict"] = Field(
+        "balanced", description="Which parts of the score count how much"
+    )
+    weights: dict[_ConvergencePart, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict, description="Weights of your own instead of a profile's; their sum is 1"
+    )
+
+    @model_validator(mode="after")
+    def _weights_are_whole(self) -> Self:
+        if self.weights and abs(sum(self.weights.values()) - 1) > 1e-6:
+            raise ValueError(f"the weights must sum to 1, not {sum(self.weights.values()):g}")
+        return self
+
+
+class DetectorSpec(_Checked):
+    """What happens when an attractor detector fires."""
+
+    action: Literal["record", "mark", "pause", "stop", "intervene"] = Field(
+        "record",
+        description="An event in the record; besides, the conversation is marked, pauses, ends, or is told `text`",
+    )
+    text: str | None = Field(None, min_length=1, description="What all agents are told by `intervene`")
+    thresholds: dict[str, float] = Field(
+        default_factory=dict, description="Instead of the detector's own; see the reference of detectors"
+    )
+
+    @model_validator(mode="after")
+    def _intervenes_with_words(self) -> Self:
+        if (self.action == "intervene") != (self.text is not None):
+            raise ValueError("text is what action: intervene puts in; give both or neither")
+        return self
+
+
+def _detector(value: object) -> object:
+    return {"action": value} if isinstance(value, str) else value
 
 
 class BranchSpec(_Checked):
@@ -311,6 +359,15 @@ class ExperimentSpec(_Checked):
         False, description="Beside every conversation another one from the same prefix without the interventions"
     )
     branch: BranchSpec | None = Field(None, description="Every conversation goes on from a recorded one")
+    metrics: Literal["live", "off"] = Field(
+        "live", description="Compute metrics and detectors while it runs, or leave that to the import"
+    )
+    convergence: ConvergenceSpec = Field(ConvergenceSpec(), description="How alike the last messages are")
+    detectors: dict[str, Annotated[DetectorSpec, BeforeValidator(_detector)]] = Field(
+        default_factory=dict,
+        description="What happens when an attractor is found: detector to action (`record`, `mark`, `pause`, `stop`), "
+        "or to a mapping",
+    )
     context: Literal["stop", "window", "summarise"] | ContextSpec = Field(
         ContextSpec(), description="When the context window is full: end, drop oldest turns, or summarise them"
     )
@@ -340,10 +397,12 @@ class ExperimentSpec(_Checked):
         "off", description="Reuse replies: of the same draw when it is run again, or `shared` with every experiment"
     )
 
-    @field_validator("cache", mode="before")
+    @field_validator("cache", "metrics", mode="before")
     @classmethod
-    def _switch(cls, value: object) -> object:
+    def _switch(cls, value: object, info: ValidationInfo) -> object:
         # YAML reads a bare on or off as a truth value.
+        if info.field_name == "metrics":
+            return "off" if value is False else value
         return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
     @field_validator("agents")
@@ -366,6 +425,8 @@ class ExperimentSpec(_Checked):
                 yield Fault(("agents", str(index), "model"), "Field required")
         if self.first not in (None, *SPECIAL_OPENERS, *ids):
             yield Fault(("first",), f"no agent {self.first!r}; there are {', '.join(ids)}, or random, or balanced")
+        if self.metrics == "off" and (self.convergence.threshold is not None or self.detectors):
+            yield Fault(("metrics",), "metrics: off leaves nothing for convergence and detectors to go by")
         if self.twins and not self.interventions:
             yield Fault(("twins",), "there are no interventions that a twin could go without")
         if self.branch is not None and self.max_turns <= self.branch.turn:

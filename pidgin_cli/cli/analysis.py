@@ -1,0 +1,749 @@
+"""`words`, `compare` and `power`: what experiments show, and how many conversations it takes to show it."""
+
+import csv
+import difflib
+import io
+import itertools
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import click
+import msgspec
+from rich.table import Table
+
+from pidgin_cli.core.errors import LogError, NotFound, SpecError
+from pidgin_cli.core.events import ConversationEndEvent, ConversationStartEvent, MessageCompleteEvent
+from pidgin_cli.core.types import Status
+from pidgin_cli.database.store import EventStore
+from pidgin_cli.eventlog.folder import ExperimentFolder, OutputRoot
+from pidgin_cli.eventlog.log import read_record
+from pidgin_cli.eventlog.state import run_state
+from pidgin_cli.experiments.registry import living_runner
+from pidgin_cli.metrics.formulas import theil_sen
+from pidgin_cli.metrics.statistics import (
+    Omnibus,
+    benjamini_hochberg,
+    benjamini_yekutieli,
+    compare_groups,
+    compare_pairs,
+    design_effect,
+    detectable_effect,
+    given,
+    holm,
+    kruskal_wallis,
+    logrank_events,
+    n_per_arm,
+    permutation_f,
+    power_of_hazards,
+    power_of_means,
+    power_of_rates,
+    wilson,
+)
+from pidgin_cli.metrics.tokens import TOKENIZER_VERSION, tokenize
+from pidgin_cli.metrics.words import STOP_WORDS_VERSION, Order, WordUse, stop_words, word_table
+from pidgin_cli.monitor.chat import count
+from pidgin_cli.monitor.comparison import Contrast, Effects, Row, as_rows, print_effects, render_html
+from pidgin_cli.monitor.console import make_console
+from pidgin_cli.monitor.text import one_line, visible
+
+from .database import open_store
+from .records import existing_root
+
+__all__ = ["compare", "plan_power", "show_words"]
+
+LABEL_CELLS = 100
+NO_ARM = "(no values)"
+
+
+def _print_json(rows: Sequence[Any]) -> None:
+    click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=2))
+
+
+def _note(text: str) -> None:
+    click.echo(f"Note: {visible(text)}", err=True)
+
+
+class _Validity:
+    """Which conversations count, and what is said about those that do not."""
+
+    def __init__(self, *, everything: bool) -> None:
+        self._everything = everything
+        self._counted = 0
+        self._notable = 0
+        self._outside: Counter[str] = Counter()
+
+    def takes(self, *, status: str, invalid: Iterable[str], notable: bool) -> bool:
+        """Whether a conversation counts; it is remembered either way."""
+        reasons = sorted(invalid)
+        why = f"invalid ({', '.join(reasons)})" if reasons else None
+        if why is None and status != Status.COMPLETED:
+            why = status
+        if why is not None:
+            self._outside[why] += 1
+        if why is None or self._everything:
+            self._counted += 1
+            self._notable += notable
+            return True
+        return False
+
+    def sentence(self, name: str) -> str:
+        parts = [f"{name}: {count(self._counted, 'conversation')}"]
+        outside = ", ".join(f"{number} {why}" for why, number in sorted(self._outside.items()))
+        if outside:
+            parts.append(f"taken in all the same: {outside}" if self._everything else f"left out: {outside}")
+        if self._notable:
+            parts.append(f"{self._notable} notable, kept")
+        return "; ".join(parts)
+
+
+# words
+
+
+class _Transcripts(NamedTuple):
+    by_arm: dict[str, list[list[str]]]
+    said: str
+
+
+def show_words(target: str, output: Path | None, options: Mapping[str, Any]) -> None:
+    """Print how often words or emoji are used per transcript."""
+    root = existing_root(output)
+    folder = root.find(target)
+    found = _transcripts(folder, everything=options["everything"])
+    kind: Literal["word", "emoji"] = "emoji" if options["emoji"] else "word"
+    order: Order = options["sort"] or ("present" if kind == "emoji" else "mean")
+    filtered = kind == "word" and not options["stop_words"]
+    leave_out = stop_words() if filtered else frozenset()
+    groups = found.by_arm if options["by_arm"] else {"": [t for texts in found.by_arm.values() for t in texts]}
+    tables = {
+        arm: (len(texts), word_table(texts, kind, leave_out=leave_out, order=order)) for arm, texts in groups.items()
+    }
+    how = {
+        "tokenizer": TOKENIZER_VERSION,
+        "stop_words": STOP_WORDS_VERSION if filtered else None,
+    }
+    shown = options["rows"]
+    if options["as_json"] or options["as_csv"]:
+        rows = [
+            {**({"arm": arm} if options["by_arm"] else {}), kind: row.word, **_word_numbers(row), "n": n, **how}
+            for arm, (n, table) in tables.items()
+            for row in table[:shown]
+        ]
+        _note(found.said)
+        if options["as_json"]:
+            _print_json(rows)
+        else:
+            _print_csv(rows, ["arm"] * options["by_arm"] + [kind, *WordUse._fields[1:], "n", *how])
+        return
+    console = make_console()
+    console.print(visible(found.said), soft_wrap=True)
+    for arm, (n, table) in tables.items():
+        console.print()
+        if options["by_arm"]:
+            console.print(f"{one_line(arm, LABEL_CELLS) or NO_ARM} (n = {n})", style="bold", soft_wrap=True)
+        console.print(_word_table(kind, table[:shown]) if table else f"no {kind}{'s' * (kind == 'word')}")
+    console.print()
+    for sentence in _how_counted(kind, order, filtered=filtered):
+        console.print(sentence, style="dim", soft_wrap=True)
+
+
+def _transcripts(folder: ExperimentFolder, *, everything: bool) -> _Transcripts:
+    by_arm: dict[str, list[list[str]]] = {}
+    validity = _Validity(everything=everything)
+    for name, log in folder.logs().items():
+        try:
+            record = read_record(log)
+        except LogError as error:
+            _note(f"{name} is left out: {error}")
+            continue
+        for skipped in record.skipped:
+            _note(f"{log.name}, {skipped}")
+        state = run_state(record.events)
+        end = next((e for e in reversed(record.events) if isinstance(e, ConversationEndEvent)), None)
+        invalid, notable = (end.invalid, any(end.notable.values())) if end else ((), False)
+        if not validity.takes(status=state.status.value, invalid=invalid, notable=notable):
+            continue
+        arm = next((e.arm for e in record.events if isinstance(e, ConversationStartEvent)), "")
+        texts = [e.message.content for e in record.events if isinstance(e, MessageCompleteEvent)]
+        by_arm.setdefault(arm, []).append(texts)
+    return _Transcripts(by_arm, validity.sentence(_title(folder)))
+
+
+def _title(folder: ExperimentFolder) -> str:
+    return folder.slug or folder.experiment_id
+
+
+def _word_numbers(row: WordUse) -> dict[str, float]:
+    return {name: value for name, value in row._asdict().items() if name != "word"}
+
+
+def _word_table(kind: str, rows: Sequence[WordUse]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("#", justify="right")
+    table.add_column(kind, overflow="fold")
+    for heading in ("mean uses / transcript", "% of transcripts", "median uses", "max uses"):
+        table.add_column(heading, justify="right")
+    for place, row in enumerate(rows, 1):
+        numbers = (f"{row.mean:,.2f}", f"{100 * row.present:.1f} %", f"{row.median:,g}", f"{row.max:,}")
+        table.add_row(str(place), visible(row.word), *numbers)
+    return table
+
+
+def _how_counted(kind: str, order: str, *, filtered: bool) -> list[str]:
+    orders = {"mean": "mean uses", "present": "share of transcripts", "median": "median uses", "max": "most uses"}
+    what = (
+        f"Words are tokens of {TOKENIZER_VERSION} in lower case, inflections apart, code included; "
+        + (
+            f"{len(stop_words())} stop words ({STOP_WORDS_VERSION}: English pronouns, articles, auxiliaries, "
+            "prepositions, conjunctions) are left out."
+            if filtered
+            else "no stop words are left out."
+        )
+        if kind == "word"
+        else f"Emoji are grapheme clusters shown as emoji ({TOKENIZER_VERSION}), skin tones folded."
+    )
+    return [
+        what,
+        "A transcript is all that the agents said in one conversation, without the opening, without thinking, and of a "
+        f"branch without what it shares. By {orders[order]}.",
+    ]
+
+
+def _print_csv(rows: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(fields), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    click.echo(text.getvalue(), nl=False)
+
+
+# compare
+
+SERIES = {
+    "words": "tokens of a message",
+    "completion_tokens": "completion tokens of a message, as reported",
+    "duration_ms": "time of a reply, cached ones apart",
+    "ttft_ms": "time to its first piece",
+}
+TOTALS = ("turns", "total_words", "total_tokens", "cost_usd")
+BASE = (*SERIES, *TOTALS)
+"""Measures that every record has, without any metric being stored."""
+
+HEADLINE = (
+    *("convergence", "cosine_tf", "copied_span_share", "lsm", "mattr_50", "rep_4", "novelty_4gram", "history_gain"),
+    *("sem_step_self", "sentiment"),
+)
+"""Stored metrics that are compared when none is named."""
+
+OF_CONVERSATION = ("arm", "seating", "repetition", "first_speaker", "opening", "seed")
+"""Columns that conversations can be told apart by, beside the swept values."""
+
+_Series = Sequence[float | None]
+
+
+def _mean(values: _Series) -> float | None:
+    found = given(values)
+    return float(found.mean()) if len(found) else None
+
+
+def _first3(values: _Series) -> float | None:
+    return _mean(values[:3])
+
+
+def _last3(values: _Series) -> float | None:
+    return _mean(values[-3:])
+
+
+def _delta(values: _Series) -> float | None:
+    first, last = _first3(values), _last3(values)
+    return None if first is None or last is None or len(values) < 6 else last - first
+
+
+def _slope(values: _Series) -> float | None:
+    return theil_sen([float(value) for value in given(values)])
+
+
+REDUCTIONS: dict[str, tuple[Callable[[_Series], float | None], str]] = {
+    "mean": (_mean, "the mean over its messages"),
+    "first3": (_first3, "the mean of its first three messages"),
+    "last3": (_last3, "the mean of its last three messages"),
+    "delta": (_delta, "the mean of its last three messages less that of its first three"),
+    "slope": (_slope, "the Theil-Sen slope by message"),
+}
+
+
+class _Conversation(NamedTuple):
+    row: Mapping[str, Any]
+    """Of the table `conversations`."""
+    measures: Mapping[str, float | None]
+
+    def value(self, key: str) -> str:
+        """What it has under a swept name or column. Raises SpecError for names that there are not."""
+        variables = _variables(self.row)
+        if key in variables:
+            return _label(variables[key])
+        if key in OF_CONVERSATION:
+            return _label(self.row[key])
+        raise SpecError(f"{self.row['experiment_id']} has no {key!r}; there are {', '.join(_keys(self.row))}")
+
+
+def _variables(row: Mapping[str, Any]) -> dict[str, Any]:
+    variables = row["variables"]
+    return json.loads(variables) if isinstance(variables, str) else dict(variables or {})
+
+
+def _keys(row: Mapping[str, Any]) -> list[str]:
+    return [*_variables(row), *OF_CONVERSATION]
+
+
+def _label(value: object) -> str:
+    if value is None or isinstance(value, str):
+        return value or NO_ARM
+    return json.dumps(value, ensure_ascii=False)
+
+
+class _Group(NamedTuple):
+    name: str
+    members: list[_Conversation]
+
+
+def compare(targets: tuple[str, str | None], output: Path | None, options: Mapping[str, Any]) -> int:
+    """Effects between groups of conversations. Gives the exit status."""
+    root = existing_root(output)
+    first, second = targets
+    by = options["by"]
+    if second is None and by is None:
+        raise click.UsageError("Name two experiments, or one and --by KEY to compare its arms.")
+    if options["to"] is not None and not options["html"]:
+        raise click.UsageError("--to is for --html; leave it out, or give both.")
+    wanted = [_parse(root, target) for target in (first, second) if target is not None]
+    with open_store(root) as store:
+        _import(store, root, [folder for folder, _ in wanted])
+        names = _stored(store, options["metrics"])
+        sides, said = [], []
+        for folder, conditions in wanted:
+            validity = _Validity(everything=options["everything"])
+            read = _read(store, folder, names, options["reduce"])
+            label = _title(folder) + (f" ({', '.join('='.join(c) for c in conditions)})" if conditions else "")
+            chosen = [
+                conversation
+                for conversation in _filtered(read, conditions)
+                if validity.takes(
+                    status=conversation.row["status"],
+                    invalid=_reasons(conversation.row),
+                    notable=bool(conversation.row["notable"]),
+                )
+            ]
+            sides.append(_Group(label, chosen))
+            said.append(validity.sentence(label))
+    if len(sides) == 2 and sides[0].name == sides[1].name:
+        sides = [side._replace(name=folder.experiment_id) for side, (folder, _) in zip(sides, wanted, strict=True)]
+    for side in sides:
+        if not side.members:
+            raise SpecError(f"{side.name} has no conversation to compare; --all takes in those that are left out")
+    stray = [] if second is None else sorted(_ids(sides[0]) & _ids(sides[1]))
+    if stray:
+        raise SpecError(f"{count(len(stray), 'conversation')} would be in both groups, such as {stray[0]}")
+    contrasts = _contrasts(sides, by, said)
+    measures = _measures(options["metrics"], [c for side in sides for c in side.members])
+    effects = _effects(contrasts, measures, said, options)
+    if options["as_json"]:
+        for sentence in said:
+            _note(sentence)
+        _print_json(as_rows(effects))
+    elif options["html"]:
+        page = render_html(effects)
+        if options["to"] is None:
+            click.echo(page, nl=False)
+        else:
+            _save(options["to"], page)
+    else:
+        print_effects(make_console(), effects)
+    return 0
+
+
+def _save(path: Path, text: str) -> None:
+    if path.exists():
+        raise SpecError(f"{path} exists already; choose another name")
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise SpecError(f"{path} cannot be written: {error.strerror}") from None
+    click.echo(f"{visible(str(path))} written; open it in a browser")
+
+
+def _ids(group: _Group) -> set[str]:
+    return {member.row["conversation_id"] for member in group.members}
+
+
+def _reasons(row: Mapping[str, Any]) -> list[str]:
+    return list(row["invalid_reasons"] or ()) or (["invalid"] if row["invalid"] else [])
+
+
+def _parse(root: OutputRoot, target: str) -> tuple[ExperimentFolder, list[tuple[str, str]]]:
+    """The experiment, and the conditions after a colon: `EXP:KEY=VALUE,KEY=VALUE`."""
+    name, colon, rest = target.partition(":")
+    if not colon or "=" not in rest:
+        return root.find(target), []
+    conditions: list[tuple[str, str]] = []
+    for part in rest.split(","):
+        key, equals, value = part.partition("=")
+        if equals:
+            conditions.append((key.strip(), value))
+        else:
+            conditions[-1:] = [(conditions[-1][0], f"{conditions[-1][1]},{part}")] if conditions else []
+    try:
+        return root.find(name), conditions
+    except NotFound:
+        return root.find(target), []
+
+
+def _import(store: EventStore, root: OutputRoot, folders: Sequence[ExperimentFolder]) -> None:
+    """Take what is new in the records first, so that nobody compares yesterday's numbers."""
+    unique = {folder.experiment_id: folder for folder in folders}
+    for imported in store.import_experiments(
+        list(unique.values()),
+        is_live=lambda experiment_id: living_runner(root, experiment_id) is not None,
+        waiting=lambda: _note("another import is under way; this one waits for it"),
+    ):
+        if imported.failed:
+            raise LogError(f"{imported.experiment_id} could not be imported: {imported.failed}")
+        for damage in imported.damage:
+            _note(f"damaged: {damage}")
+
+
+def _stored(store: EventStore, asked: Sequence[str]) -> list[str]:
+    """The stored metrics to read."""
+    there = store.metrics.names()
+    if "all" in asked:
+        return there
+    if not asked:
+        return [name for name in HEADLINE if name in there]
+    for name in asked:
+        if name not in there and name not in BASE:
+            near = difflib.get_close_matches(name, [*BASE, *there], n=3) or list(BASE)
+            raise SpecError(f"there is no measure {name!r}; near are {', '.join(near)}")
+    return [name for name in asked if name in there]
+
+
+def _read(store: EventStore, folder: ExperimentFolder, names: Sequence[str], reduce: str) -> list[_Conversation]:
+    """Every conversation of an experiment with one number for each measure."""
+    reduction = REDUCTIONS[reduce][0]
+    stored: dict[str, dict[str, list[float | None]]] = {}
+    for row in store.metrics.by_message(folder.experiment_id, names) if names else ():
+        series = stored.setdefault(row["conversation_id"], {})
+        for name in names:
+            value = row[name]
+            number = float(value) if isinstance(value, int | float) else None
+            series.setdefault(name, []).append(number)
+    found = []
+    for row in store.conversations.of(folder.experiment_id):
+        messages = store.messages.of(row["conversation_id"])
+        words = [len(tokenize(message["content"])) for message in messages]
+        series = {
+            "words": list(map(float, words)),
+            "completion_tokens": [message["completion_tokens"] for message in messages],
+            "duration_ms": [None if message["cached"] else message["duration_ms"] for message in messages],
+            "ttft_ms": [None if message["cached"] else message["ttft_ms"] for message in messages],
+            **stored.get(row["conversation_id"], {}),
+        }
+        prompt, completion = row["prompt_tokens"], row["completion_tokens"]
+        totals = {
+            "turns": row["turns"],
+            "total_words": sum(words),
+            "total_tokens": None if prompt is None or completion is None else prompt + completion,
+            "cost_usd": row["cost_usd"],
+        }
+        found.append(_Conversation(row, {**{name: reduction(x) for name, x in series.items()}, **totals}))
+    return found
+
+
+def _filtered(conversations: Sequence[_Conversation], conditions: Sequence[tuple[str, str]]) -> list[_Conversation]:
+    chosen = [c for c in conversations if all(_same(c.value(key), value) for key, value in conditions)]
+    if conversations and not chosen:
+        key, value = conditions[-1]
+        there = sorted({conversation.value(key) for conversation in conversations})
+        raise SpecError(f"no conversation has {key}={value}; there are {', '.join(there[:8])}")
+    return chosen
+
+
+def _same(one: str, other: str) -> bool:
+    if one == other:
+        return True
+    try:
+        return float(one) == float(other)
+    except ValueError:
+        return False
+
+
+def _contrasts(
+    sides: Sequence[_Group], by: str | None, said: list[str]
+) -> list[tuple[Contrast, _Group, _Group, list[_Group]]]:
+    """The pairs of groups to compare, each with all the groups it was taken from."""
+    if by is None:
+        return [(Contrast(sides[0].name, sides[1].name), sides[0], sides[1], [])]
+    split = [_split(side, by) for side in sides]
+    if len(sides) == 1:
+        groups = list(split[0].values())
+        if len(groups) < 2:
+            raise SpecError(f"all conversations of {sides[0].name} have the same {by}: {next(iter(split[0]))}")
+        return [
+            (Contrast(f"{by}={one.name}", f"{by}={other.name}"), one, other, groups if len(groups) > 2 else [])
+            for one, other in itertools.combinations(groups, 2)
+        ]
+    common = [value for value in split[0] if value in split[1]]
+    if not common:
+        raise SpecError(f"{sides[0].name} and {sides[1].name} have no {by} in common")
+    for side, values in zip(sides, split, strict=True):
+        if alone := [value for value in values if value not in common]:
+            said.append(f"{side.name} alone has {by}={', '.join(alone)}: not compared")
+    return [
+        (Contrast(sides[0].name, sides[1].name, f"{by}={value}"), split[0][value], split[1][value], [])
+        for value in common
+    ]
+
+
+def _split(group: _Group, key: str) -> dict[str, _Group]:
+    found: dict[str, _Group] = {}
+    for member in group.members:
+        value = member.value(key)
+        found.setdefault(value, _Group(value, [])).members.append(member)
+    return dict(sorted(found.items(), key=_in_order))
+
+
+def _in_order(item: tuple[str, Any]) -> tuple[float, str]:
+    try:
+        return float(item[0]), ""
+    except ValueError:
+        return math.inf, item[0]
+
+
+def _measures(asked: Sequence[str], conversations: Sequence[_Conversation]) -> list[str]:
+    """Those that some conversation has a value for, in a fixed order; named ones in the order they are named."""
+    if asked and "all" not in asked:
+        return list(dict.fromkeys(asked))
+    there = dict.fromkeys(name for c in conversations for name, value in c.measures.items() if value is not None)
+    return [name for name in dict.fromkeys((*BASE, *there)) if name in there]
+
+
+def _effects(
+    contrasts: Sequence[tuple[Contrast, _Group, _Group, list[_Group]]],
+    measures: Sequence[str],
+    said: Sequence[str],
+    options: Mapping[str, Any],
+) -> Effects:
+    seed, primary, pair_by = options["seed"], options["primary"], options["pair_by"]
+    if primary is not None and primary not in measures:
+        raise SpecError(f"the primary measure {primary!r} is not compared; there are {', '.join(measures)}")
+    rows: list[Row] = []
+    omnibus: dict[str, Omnibus] = {}
+    for contrast, a, b, groups in contrasts:
+        for measure in measures:
+            one, other = ([member.measures.get(measure) for member in group.members] for group in (a, b))
+            if groups and measure not in omnibus:
+                each = [[member.measures.get(measure) for member in group.members] for group in groups]
+                omnibus[measure] = Omnibus(permutation_f(*each, seed=seed), kruskal_wallis(*each))
+            pairs = _pairs(a, b, pair_by, measure) if pair_by else None
+            rows.append(
+                Row(
+                    contrast,
+                    measure,
+                    compare_groups(one, other, seed=seed),
+                    None if pairs is None else compare_pairs(pairs, seed=seed),
+                    None,
+                    measure == primary,
+                    omnibus.get(measure),
+                )
+            )
+    several = bool(omnibus)
+    adjust = holm if several else benjamini_yekutieli if options["yekutieli"] else benjamini_hochberg
+    adjustment = "Holm" if several else "BY" if options["yekutieli"] else "BH"
+    families = [[m] for m in measures] if several else [[m for m in measures if m != primary]]
+    for family in families:
+        places = [place for place, row in enumerate(rows) if row.measure in family]
+        p = [tested.p if (tested := rows[place].permutation) else None for place in places]
+        for place, value in zip(places, adjust(p), strict=True):
+            rows[place] = rows[place]._replace(adjusted=value)
+    title = " and ".join(dict.fromkeys(name for c, *_ in contrasts for name in (c.a, c.b)))
+    method = _method(rows, adjustment, options)
+    return Effects(f"Comparison: {title}", rows, said, method, adjustment, seed, options["reduce"])
+
+
+def _pairs(a: _Group, b: _Group, key: str, measure: str) -> list[tuple[float | None, float | None]]:
+    """Means of the conversations that share a value of the key, on both sides."""
+    one, other = _split(a, key), _split(b, key)
+    common = [value for value in one if value in other]
+    if not common:
+        raise SpecError(f"{a.name} and {b.name} have no {key} in common, so that nothing can be paired")
+    return [
+        (
+            _mean([member.measures.get(measure) for member in one[value].members]),
+            _mean([member.measures.get(measure) for member in other[value].members]),
+        )
+        for value in common
+    ]
+
+
+def _method(rows: Sequence[Row], adjustment: str, options: Mapping[str, Any]) -> list[str]:
+    exact = {row.permutation.exact for row in rows if row.permutation}
+    way = (
+        "every arrangement" if exact == {True} else "9,999 draws" if exact == {False} else "every arrangement or draws"
+    )
+    pair_by, measures = options["pair_by"], dict.fromkeys(row.measure for row in rows if row.adjusted is not None)
+    what = REDUCTIONS[options["reduce"]][1]
+    left_out = options["primary"] is not None and adjustment != "Holm"
+    family = sum(row.adjusted is not None for row in rows)
+    sentences = [
+        f"The unit is the conversation. Of a measure of messages each has one number: {what}; "
+        f"{', '.join(TOTALS)} are totals.",
+        "Differences are B less A, with a BCa bootstrap interval over "
+        + (f"pairs of the same {pair_by}" if pair_by else "conversations")
+        + f" (9,999 draws, seed {options['seed']}); p from a permutation test"
+        + (f" of signs within pairs ({way})." if pair_by else f" of the means ({way})."),
+        {
+            "BH": f"p (BH): Benjamini-Hochberg over the family of {count(family, 'test')}",
+            "BY": f"p (BY): Benjamini-Yekutieli over the family of {count(family, 'test')}",
+            "Holm": "p (Holm): over the pairs of groups within each measure, not over measures",
+        }[adjustment]
+        + f" ({', '.join(measures)})."
+        + (f" {options['primary']} was named primary and is left out of it." if left_out else "")
+        + " Bold: at most 0.05.",
+    ]
+    smallest = min((min(row.independent.a.n, row.independent.b.n) for row in rows), default=0)
+    if smallest:
+        half = _half_width(smallest)
+        sentences.append(
+            f"n = {smallest} in the smallest group supports claims of about ±{100 * half:.0f} points on a share."
+        )
+    if any(row.independent.a.missing or row.independent.b.missing for row in rows):
+        sentences.append("Conversations in which a measure cannot be computed are left out of that measure: see (n).")
+    return sentences
+
+
+def _half_width(n: int) -> float:
+    interval = wilson(n // 2, n)
+    assert interval is not None, "n is above 0"
+    return (interval.high - interval.low) / 2
+
+
+# power
+
+
+def plan_power(options: Mapping[str, Any]) -> None:
+    """Print how many conversations it takes, what a number of them can find, or how surely."""
+    plan = _plan(options)
+    if options["as_json"]:
+        _print_json([plan])
+        return
+    console = make_console()
+    console.print(plan["answer"], style="bold", soft_wrap=True)
+    for sentence in plan["assumptions"]:
+        console.print(sentence, style="dim", soft_wrap=True)
+
+
+def _plan(options: Mapping[str, Any]) -> dict[str, Any]:
+    effect, rates, hazard = options["effect"], options["incidence"], options["hazard_ratio"]
+    n, power, alpha = options["n"], options["power"], options["alpha"]
+    kinds = [
+        name for name, v in (("--effect", effect), ("--incidence", rates), ("--hazard-ratio", hazard)) if v is not None
+    ]
+    if len(kinds) > 1:
+        raise click.UsageError(f"{' and '.join(kinds)} are different plans; give one of them.")
+    if kinds and n is not None and power is not None:
+        raise click.UsageError("--n asks for the power, --power for the n; leave one of them out.")
+    if not kinds and n is None:
+        raise click.UsageError("Give --effect, --incidence or --hazard-ratio, or --n for the effect that it can find.")
+    for name in ("sd", "icc", "turns"):
+        if options[name] is not None and kinds not in ([], ["--effect"]):
+            raise click.UsageError(f"--{name} is for differences of means (--effect).")
+    if (options["icc"] is None) != (options["turns"] is None):
+        raise click.UsageError("--icc and --turns belong together: how alike, and how many, the turns of one are.")
+    if options["event_share"] is not None and hazard is None:
+        raise click.UsageError("--event-share is for --hazard-ratio.")
+    plan: dict[str, Any] = {"alpha": alpha, "n_per_arm": n, "power": power}
+    if rates is not None and rates[0] == rates[1]:
+        raise click.UsageError("--incidence needs two different shares.")
+    if hazard == 1:
+        raise click.UsageError("A --hazard-ratio of 1 is no effect.")
+    if rates is not None:
+        _solve(plan, lambda size: power_of_rates(rates, size, alpha))
+        what = f"{100 * rates[0]:g} % against {100 * rates[1]:g} % of conversations"
+        assumptions = ["Two independent arms of equal size; a share of conversations; arcsine approximation."]
+        plan["incidence"] = list(rates)
+    elif hazard is not None:
+        share = options["event_share"] or 1.0
+        _solve(plan, lambda size: power_of_hazards(hazard, 2 * size * share, alpha))
+        what = f"a hazard ratio of {hazard:g}"
+        plan |= {"hazard_ratio": hazard, "event_share": share}
+        plan["events"] = logrank_events(hazard, power or 0.8, alpha) if n is None else 2 * n * share
+        assumptions = [
+            f"Log-rank test by Schoenfeld's formula, which counts events ({plan['events']:g} in all); "
+            f"{100 * share:g} % of conversations have the event before they end"
+            + (" (--event-share says otherwise)." if options["event_share"] is None else ".")
+        ]
+    else:
+        what, assumptions = _plan_means(plan, options)
+    plan["answer"] = _answer(plan, what)
+    plan["assumptions"] = [
+        *assumptions,
+        f"Two-sided test at {alpha:g}, of one measure: a family of measures needs more.",
+        "The conversation is the unit: more turns do not replace conversations.",
+        f"n = {plan['n_per_arm']} supports claims of about ±{100 * _half_width(plan['n_per_arm']):.0f} points "
+        "on a share (Wilson, 95 %, near one half).",
+    ]
+    return plan
+
+
+def _plan_means(plan: dict[str, Any], options: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """Fill in a plan for a difference of means; gives what it is about, and what it assumes."""
+    sd, correlation, turns, alpha = options["sd"], options["icc"], options["turns"], options["alpha"]
+    unit, assumptions = 1.0 if sd is None else sd, []
+    if correlation is not None:
+        inflation = design_effect(correlation, turns)
+        unit *= math.sqrt(inflation / turns)
+        assumptions.append(
+            f"Each conversation is one mean of {turns} turns with an intra-class correlation of {correlation:g}: "
+            f"design effect {inflation:.1f}, {turns / inflation:.1f} effective turns; its standard deviation is "
+            f"{unit:.3g}{'' if sd is not None else ' of that of a turn'}."
+        )
+        scale = "standard deviations of a turn" if sd is None else "units of the measure"
+    elif sd is not None:
+        assumptions.append(f"Conversation values have a standard deviation of {sd:g} in both arms.")
+        scale = "units of the measure"
+    else:
+        assumptions.append("The effect is in standard deviations of conversation values (d).")
+        scale = "standard deviations"
+    assumptions.insert(0, "Two independent arms of equal size; t test on one value per conversation, about normal.")
+    effect = options["effect"]
+    if effect is None:
+        plan["power"] = plan["power"] or 0.8
+        effect = detectable_effect(options["n"], plan["power"], alpha) * unit
+        plan["detectable"] = effect
+    else:
+        _solve(plan, lambda size: power_of_means(effect / unit, size, alpha))
+    plan |= {"effect": effect, "d": effect / unit}
+    return f"a difference of {effect:.4g} {scale}", assumptions
+
+
+def _solve(plan: dict[str, Any], power_at: Callable[[int], float]) -> None:
+    """Fill in the power that `n_per_arm` gives, or the `n_per_arm` that the power needs."""
+    if plan["n_per_arm"] is not None:
+        plan["power"] = power_at(plan["n_per_arm"])
+        return
+    plan["power"] = plan["power"] or 0.8
+    plan["n_per_arm"] = n_per_arm(power_at, plan["power"])
+    if plan["n_per_arm"] is None:
+        raise SpecError("no number of conversations that could be run is enough to find that")
+    plan["solved"] = True
+
+
+def _answer(plan: Mapping[str, Any], what: str) -> str:
+    n, power = plan["n_per_arm"], f"{100 * plan['power']:.0f} %"
+    if plan.get("solved"):
+        return f"{n:,} conversations per arm ({2 * n:,} in two arms) find {what} with {power} power."
+    if "detectable" in plan:
+        return f"{n:,} conversations per arm find {what} with {power} power; smaller ones less surely."
+    return f"{n:,} conversations per arm find {what} with {power} power."

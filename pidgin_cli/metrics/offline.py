@@ -1,0 +1,354 @@
+"""What is not computed while people wait: at import, from all texts of a conversation or of an experiment."""
+
+import itertools
+import math
+import random
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import formulas as f
+from .catalogue import Value
+from .engine import Summary
+from .lexicon import Lexicon, english
+from .pairs import likeness
+from .reading import Reading, Vocabulary
+
+__all__ = [
+    "between_conversation_similarity",
+    "burrows_delta",
+    "convergence_index",
+    "determinism",
+    "offline",
+    "recurrence",
+    "self_bleu4",
+    "summarise",
+    "vendi",
+]
+
+Messages = Sequence[tuple[str, str]]
+"""A conversation as (agent id, text), in order."""
+
+OWN_WINDOW = 8
+"""Messages of one agent that `self_bleu4_w8` and `vendi_w8` look at."""
+RECURRENT = 0.6
+"""Trigram Jaccard from which two messages count as the same."""
+
+
+def offline(
+    messages: Messages, lexicon: Lexicon | str | None = "english"
+) -> tuple[list[dict[str, Value]], list[Summary]]:
+    """The metrics that `METRICS` marks offline and that one conversation is enough for; embeddings aside.
+
+    Args:
+        messages: the conversation.
+        lexicon: as `Engine` takes it.
+
+    Returns:
+        Values for each message, and values of the conversation.
+    """
+    lists = english() if isinstance(lexicon, str) else lexicon
+    vocabulary = Vocabulary()
+    readings = [Reading(text, agent, index, vocabulary, lists) for index, (agent, text) in enumerate(messages)]
+    windows: dict[str, deque[Reading]] = {}
+    last: dict[str, Reading] = {}
+    rows: list[dict[str, Value]] = []
+    for now in readings:
+        window = windows.setdefault(now.agent_id, deque(maxlen=OWN_WINDOW))
+        window.append(now)
+        partner = max(
+            (other for agent, other in last.items() if agent != now.agent_id),
+            key=lambda other: other.index,
+            default=None,
+        )
+        rows.append(
+            {
+                "self_bleu4_w8": self_bleu4([own.tokens for own in window]),
+                "vendi_w8": vendi([own.counts for own in window]),
+                "char3_cosine": _char3_cosine(now.normalised, partner.normalised) if partner is not None else None,
+                "sentiment_vader": _vader(now) if now.has_lexicon and now.words else None,
+            }
+        )
+        last[now.agent_id] = now
+    points = recurrence([reading.shingles for reading in readings])
+    count = len(readings)
+    found = [
+        Summary("zipf_s", f.zipf_s(sum((reading.counts for reading in readings), Counter()).values())),
+        Summary("recurrence_rate", 2 * int(np.count_nonzero(points)) / (count * (count - 1)) if count >= 4 else None),
+        Summary("determinism", determinism(points)),
+    ]
+    for agent in windows:
+        own = [reading for reading in readings if reading.agent_id == agent]
+        total: Counter[str] = sum((reading.counts for reading in own), Counter())
+        found += [
+            Summary("cum_mtld", f.mtld([word for reading in own for word in reading.words]), agent),
+            Summary("cum_hdd_42", f.hdd(total.values()), agent),
+        ]
+    return rows, found
+
+
+# Of one agent's last messages
+
+
+def self_bleu4(texts: Sequence[Sequence[str]]) -> float | None:
+    """Mean BLEU-4 of each text against all others. Texts below 4 tokens are left out; None below 3 texts."""
+    long = [text for text in texts if len(text) >= 4]
+    if len(long) < 3:
+        return None
+    grams = [
+        [Counter(zip(*(text[shift:] for shift in range(size)), strict=False)) for size in (1, 2, 3, 4)] for text in long
+    ]
+    scores = []
+    for place, text in enumerate(long):
+        others = [other for number, other in enumerate(grams) if number != place]
+        matched = []
+        for order, counts in enumerate(grams[place]):
+            most = [max(other[order][gram] for other in others) for gram in counts]
+            matched.append(sum(map(min, counts.values(), most)))
+        lengths = [len(other) for number, other in enumerate(long) if number != place]
+        closest = min(lengths, key=lambda size: (abs(size - len(text)), size))
+        scores.append(f.bleu4(matched, len(text), closest) or 0.0)
+    return sum(scores) / len(scores)
+
+
+def vendi(bags: Sequence[Mapping[str, int]]) -> float | None:
+    """How many different texts there are in effect, by the cosine of word counts. None below 3 texts with a word."""
+    full = [bag for bag in bags if bag]
+    if len(full) < 3:
+        return None
+    return vendi_score(np.array([[1.0 if one is two else f.cosine(one, two) for two in full] for one in full]))
+
+
+def vendi_score(kernel: NDArray[np.float64]) -> float:
+    """exp of the entropy of the eigenvalues of K / n, for similarities K with ones on the diagonal."""
+    values = np.linalg.eigvalsh(kernel / len(kernel))
+    values = values[values > 1e-12]
+    return float(math.exp(-(values * np.log(values)).sum()))
+
+
+# Of two messages, and of one
+
+
+def _char3_cosine(first: str, second: str) -> float | None:
+    if min(len(first), len(second)) < 10:
+        return None
+    bags = [Counter(zip(text, text[1:], text[2:], strict=False)) for text in (first, second)]
+    return f.cosine(*bags)
+
+
+@lru_cache(maxsize=1)
+def _analyzer() -> Any:
+    try:
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer  # type: ignore[import-untyped, unused-ignore]
+    except ImportError:
+        return None
+    return SentimentIntensityAnalyzer()
+
+
+def _vader(now: Reading) -> float | None:
+    analyzer = _analyzer()
+    return float(analyzer.polarity_scores(now.text)["compound"]) if analyzer is not None else None
+
+
+# Recurrence
+
+
+def recurrence(shingles: Sequence[NDArray[np.uint64]], threshold: float = RECURRENT) -> NDArray[np.bool_]:
+    """Which messages (row) are nearly the same as a later one (column): Jaccard of their trigrams at the threshold."""
+    sizes = np.array([len(each) for each in shingles], dtype=np.int64)
+    shared = np.zeros((len(shingles), len(shingles)), dtype=np.int32)
+    places: dict[int, list[int]] = {}
+    for place, each in enumerate(shingles):
+        for key in each.tolist():
+            places.setdefault(key, []).append(place)
+    for where in places.values():
+        if len(where) > 1:
+            shared[np.ix_(where, where)] += 1
+    return np.triu(shared >= threshold * (sizes[:, None] + sizes[None, :] - shared), 1)
+
+
+def determinism(points: NDArray[np.bool_]) -> float | None:
+    """Share of the recurrent pairs that continue one: that lie on a diagonal of 2 or more. None without any."""
+    count = int(np.count_nonzero(points))
+    if not count:
+        return None
+    goes_on = points[:-1, :-1] & points[1:, 1:]
+    line = np.zeros_like(points)
+    line[:-1, :-1] |= goes_on
+    line[1:, 1:] |= goes_on
+    return int(np.count_nonzero(line)) / count
+
+
+# Against other conversations
+
+
+SURROGATES = 20
+"""Partners from other conversations that each pair of messages is held against."""
+LEAST_CONVERSATIONS = 5
+LENGTHS = 0.25
+"""By what share a surrogate partner may be longer or shorter than the real one."""
+
+
+def convergence_index(
+    conversations: Sequence[Sequence[tuple[str, str]]], seed: int = 0, lexicon: Lexicon | None = None
+) -> list[list[float | None]]:
+    """`convergence_index` of every message: likeness to the partner's last message beyond that of strangers.
+
+    For each of cosine_tf, lsm_nz, indel_partner and structure_cosine, s is the mean over up to 20 surrogate partners:
+    messages at the same place in other conversations, by an agent of the same id, of nearly the same length. The
+    index is the mean of (x - s) / (1 - s): 1 for identical messages, about 0 for unrelated ones.
+
+    Args:
+        conversations: of one condition, each as (agent id, text) in order.
+        seed: of the draw of surrogates; the same seed gives the same numbers.
+        lexicon: word lists for lsm_nz; without them that part drops out.
+
+    Returns:
+        A value for each message of each conversation. None for all below 5 conversations.
+    """
+    if len(conversations) < LEAST_CONVERSATIONS:
+        return [[None] * len(messages) for messages in conversations]
+    vocabulary = Vocabulary()
+    readings = [
+        [Reading(text, agent, index, vocabulary, lexicon) for index, (agent, text) in enumerate(messages)]
+        for messages in conversations
+    ]
+    return [
+        [_index(readings, number, index, random.Random(f"{seed}/{number}/{index}")) for index in range(len(messages))]
+        for number, messages in enumerate(readings)
+    ]
+
+
+def _index(readings: Sequence[Sequence[Reading]], number: int, index: int, draw: random.Random) -> float | None:
+    mine = readings[number]
+    now = mine[index]
+    at = next((at for at in range(index - 1, -1, -1) if mine[at].agent_id != now.agent_id), None)
+    if at is None:
+        return None
+    partner = mine[at]
+    size = len(partner.tokens)
+    strangers = [
+        other[at]
+        for place, other in enumerate(readings)
+        if place != number
+        and at < len(other)
+        and other[at].agent_id == partner.agent_id
+        and abs(len(other[at].tokens) - size) <= LENGTHS * size
+    ]
+    chosen = draw.sample(strangers, SURROGATES) if len(strangers) > SURROGATES else strangers
+    beyond = []
+    baselines = [likeness(now, stranger) for stranger in chosen]
+    for part, value in likeness(now, partner).items():
+        chance = [baseline[part] for baseline in baselines]
+        known = [other for other in chance if other is not None]
+        if value is not None and known:
+            mean = sum(known) / len(known)
+            if mean < 1 - 1e-12:
+                beyond.append((value - mean) / (1 - mean))
+    return sum(beyond) / len(beyond) if beyond else None
+
+
+def burrows_delta(
+    conversations: Sequence[Messages], top: int = 100, least: int = 300
+) -> list[dict[tuple[str, str], float | None]]:
+    """`burrows_delta` of every two agents of each conversation of an experiment.
+
+    The rates of the experiment's commonest words are scaled by their mean and standard deviation over all agents of
+    all conversations that have enough tokens.
+
+    Args:
+        conversations: all of the experiment.
+        top: how many of the commonest words.
+        least: tokens that an agent needs.
+    """
+    vocabulary = Vocabulary()
+    bags: list[dict[str, Counter[str]]] = []
+    for messages in conversations:
+        said: dict[str, Counter[str]] = {}
+        for index, (agent, text) in enumerate(messages):
+            said.setdefault(agent, Counter()).update(Reading(text, agent, index, vocabulary).counts)
+        bags.append(said)
+    total: Counter[str] = Counter()
+    for said in bags:
+        for bag in said.values():
+            total.update(bag)
+    words = [word for word, _ in sorted(total.items(), key=lambda item: (-item[1], item[0]))[:top]]
+    rates = {
+        (number, agent): np.array([bag[word] for word in words]) / bag.total()
+        for number, said in enumerate(bags)
+        for agent, bag in said.items()
+        if bag.total() >= least
+    }
+    known = len(rates) >= 3
+    if known:
+        table = np.array(list(rates.values()))
+        spread = table.std(axis=0, ddof=1)
+        varies = spread > 0
+        rates = {place: (rate[varies] - table.mean(axis=0)[varies]) / spread[varies] for place, rate in rates.items()}
+    return [
+        {
+            (one, two): (
+                float(np.abs(rates[number, one] - rates[number, two]).mean())
+                if known and (number, one) in rates and (number, two) in rates and len(rates[number, one])
+                else None
+            )
+            for place, one in enumerate(said)
+            for two in list(said)[place + 1 :]
+        }
+        for number, said in enumerate(bags)
+    ]
+
+
+def between_conversation_similarity(conversations: Sequence[Messages], last_third: bool = False) -> float | None:
+    """Mean cosine of word counts over every two conversations. None below 2 with a word.
+
+    Args:
+        conversations: of one condition.
+        last_third: look only at the last third of the messages of each.
+    """
+    vocabulary = Vocabulary()
+    bags = []
+    for messages in conversations:
+        part = messages[-max(1, len(messages) // 3) :] if last_third else messages
+        bag: Counter[str] = Counter()
+        for index, (agent, text) in enumerate(part):
+            bag.update(Reading(text, agent, index, vocabulary).counts)
+        if bag:
+            bags.append(bag)
+    found = [f.cosine(one, two) or 0.0 for place, one in enumerate(bags) for two in bags[place + 1 :]]
+    return sum(found) / len(found) if found else None
+
+
+# One metric over a conversation
+
+
+def summarise(values: Sequence[float | None]) -> dict[str, float | int | None]:
+    """What became of one metric over the turns of a conversation; turns without a value are passed over.
+
+    Returns:
+        `mean`, `first3`, `last3`, `delta` (last3 - first3), `slope` (Theil-Sen, per turn), `auc` (trapezoids over
+        turns), `peak`, `peak_turn` (from 1) and `lag1_autocorr`. None where there are too few values.
+    """
+    known = [(turn, float(value)) for turn, value in enumerate(values, start=1) if value is not None]
+    ys = [value for _, value in known]
+    first3 = sum(ys[:3]) / 3 if len(ys) >= 3 else None
+    last3 = sum(ys[-3:]) / 3 if len(ys) >= 3 else None
+    steps = list(itertools.pairwise(known))
+    slopes = [(b - a) / (later - turn) for place, (turn, a) in enumerate(known) for later, b in known[place + 1 :]]
+    peak = max(ys, default=None)
+    neighbours = [(a, b) for (turn, a), (later, b) in steps if later == turn + 1]
+    return {
+        "mean": sum(ys) / len(ys) if ys else None,
+        "first3": first3,
+        "last3": last3,
+        "delta": last3 - first3 if first3 is not None and last3 is not None else None,
+        "slope": float(np.median(slopes)) if slopes else None,
+        "auc": sum((a + b) / 2 * (later - turn) for (turn, a), (later, b) in steps) if steps else None,
+        "peak": peak,
+        "peak_turn": next((turn for turn, value in known if value == peak), None),
+        "lag1_autocorr": f.pearson(*zip(*neighbours, strict=True)) if neighbours else None,
+    }

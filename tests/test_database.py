@@ -1,0 +1,831 @@
+"""From records to the database: what is taken, what is told, and that the words stay the same."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import msgspec
+import pytest
+from filelock import FileLock
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from runs import append, make, said, start, turn_start
+from strategies import TEXT, filled
+from support import converse, experiment, messages
+
+from pidgin_cli.cli.database import open_store
+from pidgin_cli.core.errors import StoreError
+from pidgin_cli.core.events import (
+    EVENT_TYPES,
+    APIErrorEvent,
+    ConversationEndEvent,
+    ConversationPausedEvent,
+    ConversationResumedEvent,
+    Event,
+    InterventionEvent,
+    ThinkingCompleteEvent,
+    TokenUsageEvent,
+    ToolCallEvent,
+    ToolResultEvent,
+    Totals,
+    TurnCompleteEvent,
+)
+from pidgin_cli.core.types import EndReason, Status
+from pidgin_cli.database import schema
+from pidgin_cli.database.schema import MIGRATIONS, MetricColumn, described, migrate, set_up
+from pidgin_cli.database.store import EventStore
+from pidgin_cli.eventlog.folder import OutputRoot
+from pidgin_cli.eventlog.log import read_record
+from pidgin_cli.eventlog.state import run_state
+
+METRICS = [
+    MetricColumn("ttr", "message"),
+    MetricColumn("tokens", "message", "BIGINT"),
+    MetricColumn("truncated", "message", "BOOLEAN"),
+    MetricColumn("message_class", "message", "VARCHAR"),
+    MetricColumn("overlap", "turn"),
+]
+
+
+def end(status: Status = Status.COMPLETED, **keys: Any) -> ConversationEndEvent:
+    reason = EndReason.TURN_LIMIT if status is Status.COMPLETED else EndReason.PROVIDER_ERROR
+    return ConversationEndEvent(status=status, end_reason=reason, totals=Totals(turns=1, messages=2), **keys)
+
+
+def talk(*texts: str, **keys: Any) -> list[Event]:
+    """A whole conversation of one turn per two texts."""
+    found: list[Event] = [start(**keys)]
+    for place, text in enumerate(texts):
+        if place % 2 == 0:
+            found.append(turn_start(place // 2 + 1))
+        found.append(said(text, "ab"[place % 2], place // 2 + 1, place))
+        if place % 2:
+            found.append(TurnCompleteEvent(turn_number=place // 2 + 1, convergence=0.25 * place))
+    return [*found, end()]
+
+
+def contents(store: EventStore, conversation_id: str) -> list[str]:
+    return [row["content"] for row in store.messages.of(conversation_id)]
+
+
+# The words
+
+
+@given(texts=st.lists(TEXT, min_size=1, max_size=6), name=TEXT)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_words_in_the_database_are_those_of_the_log(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], name: str
+) -> None:
+    """Whatever models say, and however agents are called, the database says the same words as the file."""
+    root = OutputRoot(tmp_path_factory.mktemp("root"))
+    folder = make(root, "abcdefgh", [talk(*texts, names=(name, name + "x"))])
+    with EventStore(root) as store:
+        assert store.import_experiment(folder).messages == len(texts)
+        record = read_record(folder.log("abcdefgh-1")).events
+        assert contents(store, "abcdefgh-1") == [event.message.content for event in messages(record)] == texts
+        assert [row["name"] for row in store.conversations.agents("abcdefgh")] == [name, name + "x"]
+
+
+HOSTILE = [
+    "\x00 in the middle \x00",
+    "\u2028line\u2029separators\x85",
+    "x" * 1_000_000,
+    "'); DROP TABLE messages; --",
+    "\x1b[2J\x1b]0;title\x07",
+    '{"event_type":"MessageCompleteEvent"}\n{"event_type":"ConversationEndEvent"}',
+    "\ud800 half a pair",
+    "",
+    " \u3000\u2009",
+    "\u202eoverride\u202c",
+]
+
+
+def test_hostile_texts_survive(tmp_path: Path) -> None:
+    """NUL, U+2028, a megabyte, SQL, terminal codes and halves of pairs stand in the database as in the log."""
+    root = OutputRoot(tmp_path / "a [b]* 'c")
+    folder = make(root, "abcdefgh", [talk(*HOSTILE)], name="Robert'); DROP TABLE messages;--")
+    with EventStore(root) as store:
+        store.import_experiment(folder)
+        record = messages(read_record(folder.log("abcdefgh-1")).events)
+        assert contents(store, "abcdefgh-1") == [event.message.content for event in record]
+        rows = store.messages.of("abcdefgh-1")
+        assert rows[6]["content"] == "\ufffd half a pair"
+        assert rows[6]["text_replaced"]
+        assert [row["message_index"] for row in rows if row["empty"]] == [7, 8]
+
+
+@given(event=st.sampled_from(EVENT_TYPES).flatmap(filled))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_event_is_an_event_to_the_importer(tmp_path_factory: pytest.TempPathFactory, event: Event) -> None:
+    """What the one decoder reads, the importer reads as well: every type, every field set, no line taken for damage."""
+    root = OutputRoot(tmp_path_factory.mktemp("root"))
+    folder = make(root, "abcdefgh", [[start(), _small(event)]])
+    with EventStore(root) as store:
+        done = store.import_experiment(folder)
+        assert (done.damage, done.unknown, done.failed) == ((), 0, None)
+        assert store.events.counts("abcdefgh-1")[type(event).__name__] >= 1
+
+
+def _small(event: Event) -> Event:
+    """With whole numbers that a log of ours could hold: places and counts are no larger than 64 bits with a sign."""
+
+    def shrink(value: Any) -> Any:
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, int):
+            return value % 2**31
+        if isinstance(value, dict):
+            return {key: shrink(inner) for key, inner in value.items()}
+        return [shrink(inner) for inner in value] if isinstance(value, list) else value
+
+    return msgspec.convert(shrink(msgspec.to_builtins(event)), type(event))
+
+
+# A real record
+
+
+async def test_a_run_is_taken_whole(tmp_path: Path) -> None:
+    """Seats, settings, awareness, seed, usage and times of a real run are columns, and its totals are those told."""
+    spec = experiment(
+        "local:test?words=9",
+        "local:test?words=7&thinking=1",
+        agents={"a": {"temperature": 0.3, "awareness": "basic"}, "b": {"system_prompt": "Be brief."}},
+        max_turns=3,
+        seed=5,
+        sweep={"a.top_p": [0.5]},
+    )
+    run = await converse(tmp_path, spec)
+    with open_store(run.root) as store:
+        assert store.import_experiment(run.folder).failed is None
+        (row,) = store.conversations.of(run.folder.experiment_id)
+        a, b = store.conversations.agents(run.folder.experiment_id)
+        said_ = store.messages.of(row["conversation_id"])
+        assert (row["status"], row["end_reason"], row["turns"], row["messages"]) == ("completed", "turn_limit", 3, 6)
+        assert row["seed"] == run.events[0].seed  # type: ignore[attr-defined]
+        assert json.loads(row["variables"]) == {"a.top_p": 0.5}
+        assert (a["temperature"], a["top_p"], a["awareness"], a["opens"]) == (0.3, 0.5, "basic", True)
+        assert (b["temperature"], b["system_prompt"], b["think"], b["opens"]) == (None, "Be brief.", None, False)
+        assert a["system_prompt"]
+        ended = [event for event in run.events if isinstance(event, ConversationEndEvent)][-1]
+        assert (row["prompt_tokens"], row["completion_tokens"]) == (
+            ended.totals.prompt_tokens,
+            ended.totals.completion_tokens,
+        )
+        assert [m["content"] for m in said_] == [event.message.content for event in messages(run.events)]
+        assert all(m["view_digest"] and m["duration_ms"] is not None and m["requested_at"] for m in said_)
+        thoughts = [event.content for event in run.events if isinstance(event, ThinkingCompleteEvent)]
+        assert [t["content"] for t in store.messages.thinking(row["conversation_id"])] == thoughts
+        assert thoughts
+        (dashboard,) = store.experiments.all()
+        assert (dashboard["status"], dashboard["messages"], dashboard["arms"]) == ("completed", 6, 1)
+        words = {use["word"]: use["uses"] for use in store.messages.words(run.folder.experiment_id)}
+        assert words
+        assert sum(words.values()) <= sum(len(m["content"].split()) * 2 for m in said_)
+
+
+def test_things_beside_the_messages(tmp_path: Path) -> None:
+    """Tools, interventions, errors, usage and invalid or notable marks have rows and columns of their own."""
+    root = OutputRoot(tmp_path)
+    at: dict[str, Any] = {"agent_id": "a", "turn_number": 1, "message_index": 0}
+    folder = make(
+        root,
+        "abcdefgh",
+        [
+            [
+                start(),
+                turn_start(),
+                InterventionEvent(turn_number=1, source="person", audience=("a", "b"), text="Hm.", placement="user"),
+                APIErrorEvent(
+                    **at, error="Overloaded", provider="x", status=529, retryable=True, attempt=1, message="!"
+                ),
+                ToolCallEvent(**at, call_id="c1", name="clock", arguments="{}"),
+                ToolResultEvent(**at, call_id="c1", content="12:00", duration_ms=3.0),
+                said("It is twelve."),
+                TokenUsageEvent(agent_id="a", provider="x", model="m", prompt_tokens=3, completion_tokens=4, cost=0.5),
+                said("Is it?", "b", 1, 1),
+                TokenUsageEvent(agent_id="b", provider="x", model="m", prompt_tokens=5, completion_tokens=None),
+                end(invalid=("wrong_model_served",), notable={"empty": 2, "refused": 1}),
+            ]
+        ],
+    )
+    with EventStore(root) as store:
+        store.import_experiment(folder)
+        con = store.connect()
+        (row,) = store.conversations.of("abcdefgh")
+        assert (row["prompt_tokens"], row["completion_tokens"], row["cost_usd"]) == (8, None, None)
+        assert (row["invalid"], row["invalid_reasons"]) == (True, ["wrong_model_served"])
+        assert (row["notable"], row["empty_messages"], row["refused_messages"], row["truncated_messages"]) == (
+            True,
+            2,
+            1,
+            0,
+        )
+        assert store.conversations.of("abcdefgh", invalid=False) == []
+        assert con.execute("SELECT name, arguments, result, is_error FROM tool_calls").fetchall() == [
+            ("clock", "{}", "12:00", False)
+        ]
+        assert con.execute("SELECT source, kind, audience, text FROM interventions").fetchall() == [
+            ("person", "inject", ["a", "b"], "Hm.")
+        ]
+        (error,) = store.events.errors("abcdefgh")
+        assert (error["error"], error["status"], error["retryable"]) == ("Overloaded", 529, True)
+        con.close()
+
+
+@given(
+    steps=st.lists(
+        st.sampled_from(
+            [
+                said("x"),
+                ConversationPausedEvent(by="person", turn_number=1, message_index=0),
+                ConversationResumedEvent(by="person", turn_number=1, message_index=0),
+                end(),
+                end(Status.FAILED, error="Overloaded: no"),
+                end(Status.STOPPED),
+            ]
+        ),
+        max_size=6,
+    ),
+    live=st.booleans(),
+)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_status_is_that_of_the_fold(tmp_path_factory: pytest.TempPathFactory, steps: list[Event], live: bool) -> None:
+    """The status in the database is what `run_state` makes of the events; running without a runner is interrupted."""
+    root = OutputRoot(tmp_path_factory.mktemp("root"))
+    events: list[Event] = [start()]
+    for step in steps:
+        if isinstance(events[-1], ConversationEndEvent):  # nothing else may follow an end
+            events.append(ConversationResumedEvent(by="person", turn_number=1, message_index=0))
+        events.append(step)
+    folder = make(root, "abcdefgh", [events])
+    state = run_state(events)
+    unended = state.status in (Status.RUNNING, Status.PAUSED)
+    with EventStore(root) as store:
+        store.import_experiment(folder, live=live)
+        (row,) = store.conversations.of("abcdefgh")
+    assert row["status"] == ("interrupted" if unended and not live else state.status)
+    assert row["end_reason"] == state.end_reason
+
+
+# Metrics
+
+
+def metric_turn(metrics: dict[str, Any], turn: int = 1) -> TurnCompleteEvent:
+    return TurnCompleteEvent(turn_number=turn, metrics=metrics)
+
+
+def test_metrics_in_the_log_become_columns(tmp_path: Path) -> None:
+    """Values have the type of their column, what is absent or null is NULL and never 0, strange names are left out."""
+    root = OutputRoot(tmp_path)
+    metrics = {
+        "version": "7",
+        "messages": {
+            "0": {"ttr": 0.5, "tokens": 4, "truncated": True, "message_class": "normal", "; DROP": 1},
+            "1": {"ttr": None, "tokens": 0},
+        },
+        "turn": {"overlap": 0.25},
+    }
+    events = [start(), turn_start(), said("Yes."), said("No.", "b", 1, 1), metric_turn(metrics), end()]
+    folder = make(root, "abcdefgh", [events])
+    with EventStore(root, METRICS) as store:
+        store.import_experiment(folder)
+        one, two = store.metrics.by_message("abcdefgh")
+        assert {name: one[name] for name in ("ttr", "tokens", "truncated", "message_class", "metrics_version")} == {
+            "ttr": 0.5,
+            "tokens": 4,
+            "truncated": True,
+            "message_class": "normal",
+            "metrics_version": "7",
+        }
+        assert (two["agent_id"], two["ttr"], two["tokens"], two["truncated"]) == ("b", None, 0, None)
+        assert [row["overlap"] for row in store.metrics.by_turn("abcdefgh")] == [0.25]
+        assert store.metrics.names() == ["ttr", "tokens", "truncated", "message_class"]
+        (ttr,) = store.experiments.statistics("abcdefgh", "ttr")
+        assert (ttr["n"], ttr["mean"]) == (1, 0.5)
+
+
+def test_a_log_without_metrics_has_none(tmp_path: Path) -> None:
+    """Where the log carries no metrics, there is no row, and no zeros anywhere."""
+    root = OutputRoot(tmp_path)
+    folder = make(root, "abcdefgh", [talk("Yes.", "No.")])
+    with EventStore(root, METRICS) as store:
+        store.import_experiment(folder)
+        assert store.metrics.by_message("abcdefgh") == []
+
+
+def test_new_metrics_are_read_from_logs_that_were_taken(tmp_path: Path) -> None:
+    """A metric that was unknown at the last import gets its column and its values at the next one."""
+    root = OutputRoot(tmp_path)
+    events = [start(), turn_start(), said("Yes."), metric_turn({"messages": {"0": {"ttr": 0.5, "tokens": 4}}}), end()]
+    folder = make(root, "abcdefgh", [events])
+    with EventStore(root, METRICS[:1]) as store:
+        store.import_experiment(folder)
+        assert store.metrics.names() == ["ttr"]
+    with EventStore(root, METRICS) as store:
+        assert store.import_experiment(folder).conversations == 1
+        assert [row["tokens"] for row in store.metrics.by_message("abcdefgh", ["tokens"])] == [4]
+
+
+def test_a_metric_cannot_smuggle_sql(tmp_path: Path) -> None:
+    """The name of a metric is a plain identifier or an error."""
+    with (
+        pytest.raises(StoreError, match="cannot be the name"),
+        EventStore(OutputRoot(tmp_path), [MetricColumn('x" DOUBLE); DROP TABLE messages; --', "message")]) as store,
+    ):
+        store.import_experiments([])
+
+
+# Again, and side by side
+
+
+def test_importing_again_changes_nothing(tmp_path: Path) -> None:
+    """A second import takes no conversation and doubles no row; `again` gives the same rows."""
+    root = OutputRoot(tmp_path)
+    folder = make(root, "abcdefgh", [talk("One.", "Two."), talk("Three.", "Four.")])
+    with EventStore(root, METRICS) as store:
+        first = store.import_experiment(folder)
+        assert (first.conversations, first.unchanged, first.messages) == (2, 0, 4)
+        before = everything(store)
+        second = store.import_experiment(folder)
+        assert (second.conversations, second.unchanged) == (0, 2)
+        assert everything(store) == before
+        store.import_experiments([folder], again=True)
+        assert everything(store) == before
+
+
+async def test_an_unchanged_database_is_not_written(tmp_path: Path) -> None:
+    """Importing a finished run again leaves the very same file."""
+    run = await converse(tmp_path, experiment("local:test?words=4", "local:test?words=4"))
+    with EventStore(run.root) as store:
+        store.import_experiment(run.folder)
+        before = store.path.stat()
+        assert not store.import_experiment(run.folder).changed
+        after = store.path.stat()
+        assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+
+def everything(store: EventStore) -> dict[str, list[tuple[Any, ...]]]:
+    con = store.connect()
+    try:
+        columns = {"experiments": "* EXCLUDE (imported_at)"}
+        return {
+            table.name: con.execute(f"SELECT {columns.get(table.name, '*')} FROM {table.name} ORDER BY ALL").fetchall()
+            for table in described(con)
+        }
+    finally:
+        con.close()
+
+
+def test_a_grown_log_is_read_again_and_others_are_not(tmp_path: Path) -> None:
+    """Of two conversations only the one that went on is replaced."""
+    root = OutputRoot(tmp_path)
+    folder = make(root, "abcdefgh", [talk("One."), talk("Three.", "Four.")])
+    with EventStore(root) as store:
+        store.import_experiment(folder)
+        append(
+            folder, 1, ConversationResumedEvent(by="person", turn_number=1, message_index=1), said("More.", "b", 1, 1)
+        )
+        done = store.import_experiment(folder)
+        assert (done.conversations, done.unchanged) == (1, 1)
+        assert contents(store, "abcdefgh-1") == ["One.", "More."]
+        assert contents(store, "abcdefgh-2") == ["Three.", "Four."]
+
+
+def test_rows_stay_when_a_log_is_gone(tmp_path: Path) -> None:
+    """An import never deletes what it cannot replace."""
+    root = OutputRoot(tmp_path)
+    folder = make(root, "abcdefgh", [talk("One."), talk("Two.")])
+    with EventStore(root) as store:
+        store.import_experiment(folder)
+        folder.log("abcdefgh-1").unlink()
+        folder.log("abcdefgh-2").unlink()
+        folder.log("abcdefgh-2").mkdir()  # cannot be read, whoever runs the test
+        done = store.import_experiment(folder)
+        assert [damage.why for damage in done.damage] == ["unreadable"]
+        assert contents(store, "abcdefgh-1") == ["One."]
+        assert contents(store, "abcdefgh-2") == ["Two."]
+
+
+def test_readers_keep_what_they_have_open(tmp_path: Path) -> None:
+    """A reader that is open during an import goes on with its rows; the next one has the new ones."""
+    root = OutputRoot(tmp_path)
+    folder = make(root, "abcdefgh", [talk("One.")])
+    with EventStore(root) as store:
+        store.import_experiment(folder)
+        reader = store.connect()
+        append(
+            folder, 1, ConversationResumedEvent(by="person", turn_number=1, message_index=1), said("Two.", "b", 1, 1)
+        )
+        store.import_experiment(folder)
+        assert reader.execute("SELECT content FROM messages").fetchall() == [("One.",)]
+        with pytest.raises(duckdb.Error, match="read-only"):
+            reader.execute("DELETE FROM messages")
+        reader.close()
+        assert contents(store, "abcdefgh-1") == ["One.", "Two."]
+
+
+def test_importers_queue(tmp_path: Path) -> None:
+    """Two processes that import at once both succeed, and nothing of either is missing."""
+    root = OutputRoot(tmp_path)
+    folders = [make(root, name, [talk("One.", "Two.")]) for name in ("abcdefgh", "ijklmnop")]
+    code = "import sys; from pidgin_cli.cli.app import run; sys.exit(run(sys.argv[1:]))"
+    lock = FileLock(root.experiments / ".experiments.duckdb.lock")
+    with lock:
+        waiting = [
+            subprocess.Popen(
+                [sys.executable, "-c", code, "import", folder.experiment_id, "-o", str(tmp_path)],
+                stderr=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for folder in folders
+        ]
+        for process in waiting:
+            assert process.stderr is not None
+            assert "another import is under way" in process.stderr.readline()
+    for process in waiting:
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+    with EventStore(root) as store:
+        assert {row["experiment_id"] for row in store.experiments.all()} == {"abcdefgh", "ijklmnop"}
+        assert [contents(store, f"{name}-1") for name in ("abcdefgh", "ijklmnop")] == [["One.", "Two."]] * 2
+
+
+def test_a_killed_import_leaves_the_database_as_it_was(tmp_path: Path) -> None:
+    """SIGKILL in the middle: the old rows are there, the next import takes all, and nothing is left lying about."""
+    root = OutputRoot(tmp_path)
+    folder = make(root, "abcdefgh", [talk("One.")])
+    with EventStore(root) as store:
+        store.import_experiment(folder)
+    append(folder, 1, ConversationResumedEvent(by="person", turn_number=1, message_index=1), said("Two.", "b", 1, 1))
+    code = (
+        "import os, signal; from pathlib import Path; from pidgin_cli.eventlog.folder import OutputRoot; "
+        "from pidgin_cli.database.store import EventStore; "
+        f"root = OutputRoot(Path({str(tmp_path)!r})); "
+        "EventStore(root).import_experiments(root.folders(), again=True, "
+        "report=lambda done: os.kill(os.getpid(), signal.SIGKILL))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    with EventStore(root) as store:
+        assert contents(store, "abcdefgh-1") == ["One."]
+        store.import_experiment(folder)
+        assert contents(store, "abcdefgh-1") == ["One.", "Two."]
+    left = {path.name for path in root.experiments.iterdir() if path.is_file()}
+    assert left == {"experiments.duckdb", ".experiments.duckdb.lock"}
+
+
+# Damage
+
+
+def test_damage_is_told_and_the_rest_is_taken(tmp_path: Path) -> None:
+    """A torn end, a broken line, bytes that are no UTF-8, an unknown type: each told with its line, all else taken."""
+    root = OutputRoot(tmp_path)
+    folder = make(root, "abcdefgh", [talk("One.", "Two.") for _ in range(5)])
+    logs = [folder.log(f"abcdefgh-{number}") for number in range(1, 6)]
+    lines = logs[0].read_bytes().splitlines(keepends=True)
+    logs[0].write_bytes(b"".join([*lines[:3], b'{"event_type":"MessageComp\x00\n', *lines[4:]]))
+    logs[1].write_bytes(logs[1].read_bytes() + b'{"event_type":"ConversationRes')
+    lines = logs[2].read_bytes().splitlines(keepends=True)
+    logs[2].write_bytes(b"".join([*lines[:2], lines[2].replace(b"One.", b"O\xffe."), *lines[3:]]))
+    lines = logs[3].read_bytes().splitlines(keepends=True)
+    logs[3].write_bytes(b"".join([*lines[:1], b'{"event_type":"MoonPhaseEvent","seq":1,"phase":"new"}\n', *lines[2:]]))
+    with EventStore(root) as store:
+        done = store.import_experiment(folder)
+        assert done.conversations == 5
+        assert [(damage.log[5:15], damage.line, damage.why) for damage in done.damage] == [
+            ("abcdefgh-1", 4, "broken"),
+            ("abcdefgh-2", 7, "torn"),
+            ("abcdefgh-3", 3, "broken"),
+        ]
+        assert done.unknown == 1
+        for number, log in enumerate(logs, 1):
+            kept = [event.message.content for event in messages(read_record(log).events)]
+            assert contents(store, f"abcdefgh-{number}") == kept
+        assert [row["damaged_lines"] for row in store.conversations.of("abcdefgh")] == [1, 1, 1, 0, 0]
+        assert len(store.events.damaged("abcdefgh")) == 3
+        (moon,) = store.events.of("abcdefgh-4", "MoonPhaseEvent")
+        assert (moon["known"], json.loads(moon["data"])["phase"]) == (False, "new")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"event_type":"MessageCompleteEvent","seq":3}',
+        b'{"event_type":"MessageCompleteEvent","agent_id":"a","turn_number":1,"message_index":0,"message":{"role":'
+        b'"assistant"},"finish_reason":"stop","model_requested":"m"}',
+        b'{"event_type":"TurnStartEvent","turn_number":"x","speakers":["a"]}',
+        b"[1, 2]",
+        b"7",
+        b"null",
+        b"{}",
+        b'{"event_type":5}',
+        b"}{",
+        b"{" * 3000,
+        b'{"event_type":"ErrorEvent","error":"\\ud800","message":"","where":""}',
+    ],
+)
+def test_a_line_that_is_no_event_is_told(tmp_path: Path, line: bytes) -> None:
+    """What the decoder calls broken, the importer calls broken, and goes on behind it."""
+    root = OutputRoot(tmp_path)
+    folder = make(root, "abcdefgh", [talk("One.", "Two.")])
+    log = folder.log("abcdefgh-1")
+    lines = log.read_bytes().splitlines()
+    log.write_bytes(b"\n".join([*lines[:2], line, *lines[2:], b""]))
+    (skipped,) = read_record(log).skipped
+    with EventStore(root) as store:
+        done = store.import_experiment(folder)
+        if skipped.why == "unknown":
+            assert done.unknown == 1
+        else:
+            assert [(damage.line, damage.why) for damage in done.damage] == [(3, "broken")]
+        assert contents(store, "abcdefgh-1") == ["One.", "Two."]
+
+
+def test_what_stands_twice_is_taken_once(tmp_path: Path) -> None:
+    """A message whose line was copied counts once, and the copy is told."""
+    root = OutputRoot(tmp_path)
+    folder = make(root, "abcdefgh", [[start(), turn_start(), said("One."), said("Other."), said("Two.", "b", 1, 1)]])
+    with EventStore(root) as store:
+        done = store.import_experiment(folder)
+        assert [(damage.line, damage.why) for damage in done.damage] == [(4, "repeated")]
+        assert contents(store, "abcdefgh-1") == ["One.", "Two."]
+
+
+def test_a_log_whose_first_line_is_broken(tmp_path: Path) -> None:
+    """The words are taken; what the first line would have said is NULL."""
+    root = OutputRoot(tmp_path)
+    folder = make(root, "abcdefgh", [talk("One.", "Two.")])
+    log = folder.log("abcdefgh-1")
+    log.write_bytes(b"rubbish\n" + b"".join(log.read_bytes().splitlines(keepends=True)[1:]))
+    with EventStore(root) as store:
+        store.import_experiment(folder)
+        (row,) = store.conversations.of("abcdefgh")
+        assert (row["arm"], row["seed"], row["status"], row["damaged_lines"]) == (None, None, "completed", 1)
+        assert contents(store, "abcdefgh-1") == ["One.", "Two."]
+
+
+@pytest.mark.parametrize("logs", [[], [[]], [[start()]], [[start(), end(Status.FAILED, error="no")]]], ids=len)
+def test_experiments_with_next_to_nothing_in_them(tmp_path: Path, logs: list[list[Event]]) -> None:
+    """No conversation, an empty one, one that failed at once: a row for the experiment, and views that work."""
+    root = OutputRoot(tmp_path)
+    folder = make(root, "abcdefgh", logs)
+    if logs == [[]]:
+        folder.log("abcdefgh-1").touch()
+    with EventStore(root, METRICS) as store:
+        assert store.import_experiment(folder).failed is None
+        (row,) = store.experiments.all()
+        assert (row["conversations"], row["messages"]) == (len(logs), 0)
+        everything(store)
+
+
+# The file itself
+
+
+def test_a_root_that_duckdb_cannot_open(tmp_path: Path) -> None:
+    """A question mark in the path is refused in one line, before anything is written."""
+    root = OutputRoot(tmp_path / "what?")
+    folder = make(root, "abcdefgh", [talk("One.")])
+    with EventStore(root) as store, pytest.raises(StoreError, match="use another output root"):
+        store.import_experiment(folder)
+    assert not list(root.experiments.glob("*duckdb*"))
+
+
+def test_without_a_database(tmp_path: Path) -> None:
+    """Reading before anything was imported says what to type."""
+    with EventStore(OutputRoot(tmp_path)) as store, pytest.raises(StoreError, match="pidgin import --all"):
+        store.experiments.all()
+
+
+@pytest.mark.parametrize("content", [b"rubbish" * 1000, b"", b"SQLite format 3\x00" + b"\x00" * 5000])
+def test_a_file_that_is_no_database_is_left_alone(tmp_path: Path, content: bytes) -> None:
+    """One clear line, for readers and importers, and the file stays what it was."""
+    root = OutputRoot(tmp_path)
+    folder = make(root, "abcdefgh", [talk("One.")])
+    path = root.experiments / "experiments.duckdb"
+    path.write_bytes(content)
+    with EventStore(root) as store:
+        for ask in (store.experiments.all, lambda: store.import_experiment(folder)):
+            with pytest.raises(StoreError, match="move it away"):
+                ask()
+    assert path.read_bytes() == content
+
+
+def test_a_database_that_another_program_writes_to(tmp_path: Path) -> None:
+    """Neither readers nor importers go past the lock of another program; both say what is the matter."""
+    root = OutputRoot(tmp_path)
+    folder = make(root, "abcdefgh", [talk("One.")])
+    with EventStore(root) as store:
+        store.import_experiment(folder)
+        code = (
+            f"import duckdb, sys; c = duckdb.connect({str(store.path)!r}); print('open', flush=True); sys.stdin.read()"
+        )
+        with subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as other:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "open\n"
+            store.close()
+            for ask in (store.experiments.all, lambda: store.import_experiment(folder)):
+                with pytest.raises(StoreError, match="open for writing in another program"):
+                    ask()
+            other.communicate("")
+        assert contents(store, "abcdefgh-1") == ["One."]
+
+
+def test_a_newer_database_is_refused(tmp_path: Path) -> None:
+    """A database with more migrations than this version knows is neither read nor written."""
+    root = OutputRoot(tmp_path)
+    folder = make(root, "abcdefgh", [talk("One.")])
+    with EventStore(root) as store:
+        store.import_experiment(folder)
+        store.close()
+        con = duckdb.connect(str(store.path))
+        con.execute("INSERT INTO migrations VALUES (999, 'm999', NULL)")
+        con.close()
+        for ask in (store.experiments.all, lambda: store.import_experiment(folder)):
+            with pytest.raises(StoreError, match="newer Pidgin"):
+                ask()
+
+
+def test_migrations_are_applied_once_and_in_order() -> None:
+    """A migration that is appended is applied to what is there; nothing is applied twice."""
+
+    def add_mood(con: duckdb.DuckDBPyConnection) -> None:
+        con.execute("ALTER TABLE messages ADD COLUMN mood VARCHAR")
+
+    con = duckdb.connect()
+    migrate(con)
+    con.execute("INSERT INTO messages (conversation_id, message_index, content) VALUES ('x-1', 0, 'Hm.')")
+    for _ in range(2):
+        set_up(con, METRICS, (*MIGRATIONS, add_mood))
+    assert con.execute("SELECT content, mood FROM messages").fetchall() == [("Hm.", None)]
+    applied = con.execute("SELECT number, name FROM migrations ORDER BY number").fetchall()
+    assert applied == [(n, step.__name__) for n, step in enumerate((*MIGRATIONS, add_mood), 1)]
+    con.close()
+
+
+def test_a_failing_migration_leaves_nothing_behind() -> None:
+    """A migration is one transaction."""
+
+    def fail(con: duckdb.DuckDBPyConnection) -> None:
+        con.execute("CREATE TABLE half (x INTEGER)")
+        raise RuntimeError
+
+    con = duckdb.connect()
+    with pytest.raises(RuntimeError):
+        migrate(con, (*MIGRATIONS, fail))
+    assert schema.version_of(con) == len(MIGRATIONS)
+    assert con.execute("SELECT count(*) FROM duckdb_tables() WHERE table_name = 'half'").fetchone() == (0,)
+    con.close()
+
+
+def test_a_database_of_the_first_schema_is_brought_up_to_date(tmp_path: Path) -> None:
+    """A database as the first version made it keeps its rows and gets every column and view of today."""
+    root = OutputRoot(tmp_path)
+    folder = make(root, "ijklmnop", [talk("New.")])
+    with EventStore(root) as store:
+        con = duckdb.connect(str(store.path))
+        con.execute((Path(__file__).parent / "first_schema.sql").read_text())
+        con.execute("INSERT INTO messages (conversation_id, message_index, content) VALUES ('abcdefgh-1', 0, 'Old.')")
+        con.close()
+        store.import_experiment(folder)
+        assert contents(store, "abcdefgh-1") == ["Old."]
+        assert contents(store, "ijklmnop-1") == ["New."]
+        fresh, con = duckdb.connect(), store.connect()
+        set_up(fresh)
+        assert columns(con) == columns(fresh)
+        con.close()
+        fresh.close()
+
+
+def columns(con: duckdb.DuckDBPyConnection) -> dict[str, list[tuple[str, str]]]:
+    return {table.name: [column[:2] for column in table.columns] for table in described(con)}
+
+
+def test_everything_is_described() -> None:
+    """Every table, view and column of a table says what it means."""
+    con = duckdb.connect()
+    set_up(con)
+    for table in described(con):
+        assert table.meaning, table.name
+        if not table.view and table.name != "migrations":
+            assert all(meaning for _, _, meaning in table.columns), table.name
+    con.close()
+
+
+# Views
+
+
+def test_a_branch_shows_what_it_shares(tmp_path: Path) -> None:
+    """`conversation_messages` has the shared prefix through all ancestors, and own messages once."""
+    root = OutputRoot(tmp_path)
+    origin = make(root, "aaaaaaaa", [talk("A0", "A1", "A2", "A3")])
+
+    def leaving(whom: str, turn: int, index: int, *texts: str) -> list[Event]:
+        first = msgspec.structs.replace(
+            start(), branch_of={"conversation_id": whom, "turn": turn, "message_index": index, "digest": "d"}
+        )
+        return [
+            first,
+            *(said(text, "ab"[(index + n) % 2], (index + n) // 2 + 1, index + n) for n, text in enumerate(texts)),
+            end(),
+        ]
+
+    child = make(root, "bbbbbbbb", [leaving("aaaaaaaa-1", 1, 2, "B2", "B3", "B4")])
+    grandchild = make(root, "cccccccc", [leaving("bbbbbbbb-1", 2, 4, "C4"), leaving("bbbbbbbb-1", 0, 0, "D0")])
+    with EventStore(root) as store:
+        store.import_experiments([grandchild, child])
+        assert store.conversations.missing_origins() == ["aaaaaaaa-1"]
+        store.import_experiment(origin)
+        shown = {
+            name: [(row["content"], row["own"]) for row in store.messages.of(name, shared=True)]
+            for name in ("aaaaaaaa-1", "bbbbbbbb-1", "cccccccc-1", "cccccccc-2")
+        }
+    assert shown["aaaaaaaa-1"] == [("A0", True), ("A1", True), ("A2", True), ("A3", True)]
+    assert shown["bbbbbbbb-1"] == [("A0", False), ("A1", False), ("B2", True), ("B3", True), ("B4", True)]
+    assert shown["cccccccc-1"] == [("A0", False), ("A1", False), ("B2", False), ("B3", False), ("C4", True)]
+    assert shown["cccccccc-2"] == [("D0", True)]
+
+
+def test_conversations_that_branch_off_each_other_do_not_hang(tmp_path: Path) -> None:
+    """A circle of origins, which only damage can make, ends."""
+    root = OutputRoot(tmp_path)
+
+    def off(whom: str) -> list[Event]:
+        origin = {"conversation_id": whom, "turn": 1, "message_index": 1, "digest": ""}
+        return [msgspec.structs.replace(start(), branch_of=origin), said("X"), said("Y", "b", 1, 1)]
+
+    folder = make(root, "abcdefgh", [off("abcdefgh-2"), off("abcdefgh-1")])
+    with EventStore(root) as store:
+        store.import_experiment(folder)
+        assert store.messages.of("abcdefgh-1", shared=True)
+
+
+def test_statistics_of_arms(tmp_path: Path) -> None:
+    """n, mean, sd, median and interval are over valid conversations; the others are counted."""
+    root = OutputRoot(tmp_path)
+    logs = [talk(*["word"] * count, arm="x") for count in (2, 4, 6, 12)]
+    invalid = [*talk("a", "b", arm="x")[:-1], end(invalid=("harness_fault",))]
+    failed = [*talk("a", "b", arm="x")[:-1], end(Status.FAILED)]
+    folder = make(root, "abcdefgh", [*logs, invalid, failed, talk("only", arm="y")])
+    with EventStore(root) as store:
+        store.import_experiment(folder)
+        x, y = store.experiments.statistics("abcdefgh", "messages")
+        assert (x["n"], x["mean"], x["median"], x["left_out"]) == (4, 6.0, 5.0, 2)
+        assert x["sd"] == pytest.approx(4.320493798938574)
+        # t of 3 degrees of freedom times sd / sqrt(4)
+        assert (x["ci_low"], x["ci_high"]) == (
+            pytest.approx(6 - 6.87479, abs=2e-3),
+            pytest.approx(6 + 6.87479, abs=2e-3),
+        )
+        assert (y["n"], y["mean"], y["sd"], y["ci_low"]) == (1, 1.0, None, None)
+        trend = store.metrics.convergence("abcdefgh")
+        assert [(row["turn_number"], row["n"], row["mean"]) for row in trend] == [
+            (1, 4, 0.25),
+            (2, 3, 0.75),
+            (3, 2, 1.25),
+            (4, 1, 1.75),
+            (5, 1, 2.25),
+            (6, 1, 2.75),
+        ]
+
+
+@pytest.mark.parametrize(("n", "t"), [(32, 2.0395), (61, 2.0003), (121, 1.9799), (1001, 1.9623)])
+def test_intervals_of_many(n: int, t: float) -> None:
+    """Beyond the table the interval follows Student's t to three decimals."""
+    con = duckdb.connect()
+    row = con.execute(f"SELECT {schema._spread('x')} FROM (SELECT range::DOUBLE AS x FROM range({n}))").fetchone()
+    assert row is not None
+    _, mean, sd, _, _, high = row
+    assert (high - mean) / sd * n**0.5 == pytest.approx(t, abs=1e-3)
+    con.close()
+
+
+def test_swept_values_are_rows(tmp_path: Path) -> None:
+    """`arm_variables` and `conversation_variables` give each swept value by name, as text and as a number."""
+    root = OutputRoot(tmp_path)
+    first = msgspec.structs.replace(
+        start(arm="a.temperature=0.2, opening=it's"),
+        spec={
+            "variables": {"a.temperature": 0.2, "opening": "it's"},
+            "first": "b",
+            "order": "random",
+            "seating": "m|n",
+        },
+    )
+    folder = make(root, "abcdefgh", [[first, said("x"), end()]])
+    with EventStore(root) as store:
+        store.import_experiment(folder)
+        con = store.connect()
+        for view in ("arm_variables", "conversation_variables"):
+            assert con.execute(f"SELECT name, value, number FROM {view} ORDER BY name").fetchall() == [
+                ("a.temperature", "0.2", 0.2),
+                ("opening", "it's", None),
+            ]
+        con.close()
+        (row,) = store.conversations.of("abcdefgh")
+        assert (row["first_speaker"], row["speaking_order"], row["seating"]) == ("b", "random", "m|n")
+        assert [agent["opens"] for agent in store.conversations.agents("abcdefgh")] == [False, True]
