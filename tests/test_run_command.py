@@ -274,7 +274,7 @@ def test_detached(tmp_path: Path) -> None:
 def test_paused_stopped_and_resumed_from_elsewhere(tmp_path: Path) -> None:
     """Another process pauses, resumes and stops a detached run by name; a second runner is refused meanwhile."""
     root = tmp_path / "out"
-    spec = spec_file(tmp_path, repetitions=10, max_turns=30)
+    spec = spec_file(tmp_path, repetitions=10, max_turns=300)
     assert command("run", spec, "-d", "-o", root).returncode == 0
     folder = the_folder(root)
     assert command("pause", "study", "-o", root).returncode == 0
@@ -287,9 +287,9 @@ def test_paused_stopped_and_resumed_from_elsewhere(tmp_path: Path) -> None:
     assert command("stop", folder.experiment_id[:5], "-o", root).returncode == 0
     assert gone(root, folder)
     assert read_manifest(folder).status is Status.STOPPED
-    (log,) = folder.logs().values()
-    check_record(read_record(log).events)
-    assert not of_type(read_record(log).events, MessageAbandonedEvent)
+    for log in folder.logs().values():
+        check_record(read_record(log).events)
+        assert not of_type(read_record(log).events, MessageAbandonedEvent)
     assert command("stop", "study", "-o", root).returncode == 2
     assert command("stop", "--all", "-o", root).returncode == 0
 
@@ -328,7 +328,7 @@ def test_killed_five_times(tmp_path: Path) -> None:
     """
 
     def model(name: str) -> str:
-        return f"local:test?words=6&latency_ms=2&seed={name}&fail=rate_limit:0.02,disconnect:0.02,server_error:0.02"
+        return f"local:test?words=6&latency_ms=30&seed={name}&fail=rate_limit:0.02,disconnect:0.02,server_error:0.02"
 
     spec = tmp_path / "grid.yaml"
     spec.write_text(

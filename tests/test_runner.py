@@ -471,6 +471,10 @@ async def test_caps_that_cannot_be_kept_are_refused(monkeypatch: pytest.MonkeyPa
     (fault,) = check_caps(*caps_of(spec), expand(spec).values(), pool)
     assert "agent a" in fault
     assert "max_tokens" in fault
+    small = {i: {"max_tokens": 500} for i in "ab"}
+    spec = experiment("local:test", "local:test", agents=small, budget={"tokens": 400})
+    faults = check_caps(*caps_of(spec), expand(spec).values(), pool)
+    assert ["500 tokens" in fault and "smaller max_tokens" in fault for fault in faults] == [True, True]
     spec = experiment("local:test", "local:test", budget={"usd": 1, "wall_time": 9})
     assert check_caps(*caps_of(spec), expand(spec).values(), pool) == [], "what costs nothing needs no bound"
     await pool.aclose()

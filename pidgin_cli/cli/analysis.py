@@ -241,6 +241,9 @@ HEADLINE = (
 OF_CONVERSATION = ("arm", "seating", "repetition", "first_speaker", "opening", "seed")
 """Columns that conversations can be told apart by, beside the swept values."""
 
+FEW = 10
+"""Conversations below which a bootstrap interval holds the truth clearly less often than it says."""
+
 _Series = Sequence[float | None]
 
 
@@ -612,11 +615,12 @@ def _method(rows: Sequence[Row], adjustment: str, options: Mapping[str, Any]) ->
         + (f" {options['primary']} was named primary and is left out of it." if left_out else "")
         + " Bold: at most 0.05.",
     ]
-    smallest = min((min(row.independent.a.n, row.independent.b.n) for row in rows), default=0)
+    smallest = min((row.paired.n if row.paired else min(row.independent.a.n, row.independent.b.n)) for row in rows)
     if smallest:
         half = _half_width(smallest)
         sentences.append(
             f"n = {smallest} in the smallest group supports claims of about ±{100 * half:.0f} points on a share."
+            + (" Bootstrap intervals of so few are too narrow: go by p." if smallest < FEW else "")
         )
     if any(row.independent.a.missing or row.independent.b.missing for row in rows):
         sentences.append("Conversations in which a measure cannot be computed are left out of that measure: see (n).")

@@ -709,7 +709,7 @@ def show(target: str | None, output: Path | None, as_json: bool, tree: bool, **o
         show_tree(target, output, as_json=as_json)
         return
     if target is None:
-        raise click.UsageError("Name what to show; pidgin list says what there is.")
+        raise click.UsageError("Missing argument 'TARGET'; pidgin list says what there is.")
     from .records import show_record
 
     show_record(target, output, as_json=as_json, **options)

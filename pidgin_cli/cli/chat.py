@@ -488,6 +488,8 @@ def _tell_where(
     path = _short(folder.path)
     finished = all(outcome.status in FINISHED for outcome in outcomes.values())
     then = command_line("show" if finished else "resume", folder.experiment_id, options)
+    if any(outcome.end_reason is EndReason.BUDGET for outcome in outcomes.values()):
+        then += " --budget …"
     if screen.kind == "quiet":
         click.echo(os.fsencode(path) if not sys.stdout.isatty() else visible(path))
     elif screen.kind != "json":

@@ -68,11 +68,8 @@ def _metric_columns() -> list[MetricColumn]:
     ]
 
 
-def _words(text: str) -> Iterator[tuple[Literal["word", "emoji"], str]]:
-    for word in tokenize(text):
-        yield "word", word
-    for emoji in emoji_in(text):
-        yield "emoji", emoji
+def _words(text: str) -> dict[Literal["word", "emoji"], list[str]]:
+    return {"word": tokenize(text), "emoji": emoji_in(text)}
 
 
 def _note(text: str) -> None:

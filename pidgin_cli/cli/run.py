@@ -241,6 +241,7 @@ async def _run(root: OutputRoot, folder: ExperimentFolder, options: dict[str, An
             drawing = asyncio.create_task(screen.draw(runner, conversations, chosen))
             try:
                 await runner.run()
+                _notify(spec, folder, read_manifest(folder), screen)
             finally:
                 drawing.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
@@ -252,8 +253,6 @@ async def _run(root: OutputRoot, folder: ExperimentFolder, options: dict[str, An
     finally:
         await pool.aclose()
     manifest = read_manifest(folder)
-    with logged(root, folder, screen.notice):
-        _notify(spec, folder, manifest, screen)
     screen.tell_end(folder, manifest, runner, options)
     return _exit_status(manifest, runner)
 

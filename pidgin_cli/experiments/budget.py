@@ -274,7 +274,17 @@ def check_caps(
             if tokens or price:
                 request = ModelRequest(model=model, messages=(), settings=settings)
                 parameters = effective_parameters(pool.adapter(model_id, spec.timeouts, settings), request)
-                if parameters.get("max_tokens") is None:
+                most = parameters.get("max_tokens")
+                if most is not None:
+                    usage = Usage(prompt_tokens=1, completion_tokens=most)
+                    cost = cost_usd(model_id, usage, at_home=at_home(info)) or 0.0
+                    if not (caps.hold(cost, most + 1) and per_conversation.hold(cost, most + 1)):
+                        faults[
+                            f"agent {agent_id}: one reply of {model_id} may take {most:,} tokens"
+                            f"{f' (${cost:,.2f})' if cost else ''}, more than a cap allows; set a smaller max_tokens, "
+                            f"or a larger cap"
+                        ] = None
+                else:
                     faults[
                         f"agent {agent_id}: a reply of {model_id} has no upper bound, so a cap on "
                         f"{'tokens' if tokens else 'USD'} cannot be kept; set max_tokens"
