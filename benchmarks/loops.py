@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -111,6 +111,7 @@ async def pidgin(
     messages: int,
     durability: Durability = "message",
     at_once: int | None = None,
+    metrics: Literal["live", "off"] = "off",
 ) -> Run:
     """Run an experiment of conversations of two agents below `folder`, all at once or so many."""
     data = {
@@ -122,6 +123,7 @@ async def pidgin(
         "max_turns": messages // 2,
         "repetitions": conversations,
         "durability": durability,
+        "metrics": metrics,
         "seed": 1,
     }
     root = OutputRoot(folder)

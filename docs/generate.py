@@ -798,19 +798,21 @@ and V₂ those that occur once and twice, f the frequency of a type.
 METRICS_OTHERS = """
 Where libraries disagree, the variant is named in the formula. These reference values are not met, on purpose:
 
-| reference | difference | why |
+| reference | difference | here |
 | --- | --- | --- |
-| `mattr_50`, `msttr_50` of lexicalrichness | raises below 50 tokens | the type-token ratio of the text, marked short |
-| `mtld` of lexicalrichness, and taaled's default | 59 % apart on one text | the published form: factors of 10 tokens or more, ratio below 0.72, partial factors, both directions |
+| `mattr_50`, `msttr_50` of lexicalrichness | raises below 50 tokens | the type-token ratio of the text |
+| `mtld` of lexicalrichness and taaled | up to 59 % apart | the published form, as in lexical-diversity |
 | `mtld`, `hdd_42` of short texts: 0 | 0 reads as no diversity | NULL |
 | `maas_a2` of lexical-diversity | 2.3026 times larger | natural logarithms, not decimal ones |
 | `jsd` of scipy | its square root | the divergence |
-| `rouge_l_partner` of rouge-score | cuts words at apostrophes | the one tokeniser of all metrics |
+| `rouge_l_partner` of rouge-score | cuts words at apostrophes | one tokeniser |
 | `bleu4_partner`, `self_bleu4_w8` of sacrebleu | about a factor of two near 0 | smoothing method 1 |
-| `flesch_ease`, `fk_grade` of textstat | up to 6 points and 2 grades (its sentence count drops short sentences) | syllables are estimated without a dictionary, every sentence counts |
-| `coleman_liau` of textstat | 0.05 to 0.3 grades on prose | the published factor 0.0588, not 0.058 |
+| `flesch_ease`, `fk_grade` of textstat | within 3 points and 1.5 grades on prose | no dictionary is used |
+| `coleman_liau` of textstat | up to 0.3 grades on prose | 0.0588, as published |
+| `sentiment` of vaderSentiment | another scale | word lists; its score is `sentiment_vader` |
+| sentence counts of spaCy and textstat | wordless lines count, short ones do not | a sentence holds a token |
+| unique emoji of the package emoji | one more for each skin tone | `emoji_types` folds skin tones |
 | `emoji_count` of the package emoji | counts © ❤ ☀ without U+FE0F | those are symbols |
-| `char_entropy` of empty text: 0 | 0 reads as no variety | NULL |
 | `lsm` of wekeypedia | proportions, 0.001 | percent, 0.0001, as published |
 | zlib sizes with other builds of zlib | up to 2 % | the library at hand compresses |
 """
@@ -825,7 +827,7 @@ on.
 
 
 def metrics_page() -> str:
-    columns = ["name", "level", "type", "unit", "formula", "range", "NULL when", "language", "when", "short below", "source"]
+    kinds = ["level", "type", "unit", "formula", "range", "NULL when", "language", "when", "short below", "source"]
     parts = [
         METRICS_INTRO.format(
             metrics=catalogue.METRICS_VERSION, tokenizer=tokens.TOKENIZER_VERSION, lexicon=lexicon.LEXICON_VERSION
@@ -840,7 +842,7 @@ def metrics_page() -> str:
             ]
             for metric in rows
         ]
-        parts += [f"## {section}", _table(columns, table)]
+        parts += [f"## {section}", _table(["name", *kinds], table)]
     profiles = [
         [f"`{name}`", *(f"{weight:.2f}" for weight in weights)] for name, weights in convergence.PROFILES.items()
     ]
@@ -848,6 +850,68 @@ def metrics_page() -> str:
     parts += ["## Differences from other libraries", METRICS_OTHERS, METRICS_OWN]
     parts.append(_code(inspect.getsource(catalogue.LiveMetric), "python"))
     return _page("Metrics", *parts)
+
+
+# Database
+
+
+DATABASE_INTRO = """
+`pidgin import` reads records into `experiments/experiments.duckdb` below the output root, `pidgin query` asks it in
+SQL, `pidgin verify` compares it with the records. It holds nothing that the records do not: it can be deleted and
+imported again. Any program that reads DuckDB files can read it; open it read-only, for while another program has it
+open for writing, Pidgin cannot use it.
+
+```sh
+pidgin import --all
+pidgin query "FROM dashboard"
+pidgin query "SELECT arm, n, mean, ci_low, ci_high FROM arm_statistics WHERE measure = 'messages'" --csv
+pidgin query "FROM conversation_messages WHERE conversation_id = 'k3v9x2ab-1' ORDER BY message_index" --json
+```
+
+Times are UTC. NULL is what a record does not say or what could not be computed, never 0. An import works on a copy and
+puts it in the place of the file when it is done, so that readers are not disturbed; a second import waits for the
+first. Conversations whose logs have not changed are left as they are. What cannot be read is told with its line and
+stands in `damaged_lines`; everything else is taken.
+
+`message_metrics` and `turn_metrics` have a column for every [metric](metrics.md), besides those listed here.
+"""
+
+DATABASE_FOREIGN = """
+`pidgin import` also takes files and folders that Pidgin did not write. They become experiments of the output root, in
+the same format as all others, once, however often they are imported; `source` in `conversations` says where they came
+from.
+
+- **Logs of the earlier Pidgin** (`.jsonl`): lines with an `event_type`, for two agents `agent_a` and `agent_b`, with
+  turns counted from 0; the fields stand in the line itself or, in its first versions, in `data`. Messages are taken
+  from `MessageCompleteEvent`, or where a log has none, from `turn` in `TurnCompleteEvent`. Times without a zone are
+  taken as they are written. `tokens_used` is left out, because it does not say which tokens. A conversation in which
+  an agent was made to say `[API error: …]` is invalid.
+- **Plain transcripts** (any other file; in a folder, `.txt`): UTF-8, with a line `Name 1:` or `### Name 1 ###` before
+  each message. A name such as `opus_gpt4o_cli_20241018_213842.txt` gives the models and the arm.
+
+A model that is not told, or whose provider is not, has the provider `unknown`. Whatever else a record does not say,
+such as a seed, a price, or why the conversation ended, is NULL or `unknown`.
+"""
+
+
+def database_page() -> str:
+    import duckdb
+
+    from pidgin_cli.database.schema import described, set_up
+
+    con = duckdb.connect()
+    set_up(con)
+    tables = [table for table in described(con) if table.name != "migrations"]
+    con.close()
+    parts = [DATABASE_INTRO]
+    for table in tables:
+        parts += [f"## {table.name}", ("A view. " if table.view else "") + table.meaning]
+        if table.view:
+            parts.append("Columns: " + ", ".join(f"`{name}`" for name, _, _ in table.columns) + ".")
+        else:
+            rows = [(f"`{name}`", kind, meaning) for name, kind, meaning in table.columns]
+            parts.append(_table(["column", "type", "meaning"], rows))
+    return _page("Database", *parts, "## Records from elsewhere", DATABASE_FOREIGN)
 
 
 PAGES: dict[str, Callable[[], str]] = {
@@ -859,6 +923,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/failures.md": failures,
     "reference/metrics.md": metrics_page,
     "reference/detectors.md": detector_page,
+    "reference/database.md": database_page,
     "awareness.md": awareness_page,
 }
 

@@ -59,6 +59,7 @@ CREATE TABLE conversations(
   origin_turn BIGINT,
   origin_message_index BIGINT,
   origin_digest VARCHAR,
+  metrics JSON,
   "source" JSON,
   pidgin_version VARCHAR,
   schema_version BIGINT,
@@ -238,7 +239,8 @@ CREATE TABLE turn_metrics(
   conversation_id VARCHAR,
   experiment_id VARCHAR,
   turn_number BIGINT,
-  metrics_version VARCHAR);
+  metrics_version VARCHAR,
+  metrics JSON);
 CREATE TABLE word_uses(
   conversation_id VARCHAR,
   experiment_id VARCHAR,

@@ -286,7 +286,7 @@ def test_metrics_in_the_log_become_columns(tmp_path: Path) -> None:
             "0": {"ttr": 0.5, "tokens": 4, "truncated": True, "message_class": "normal", "; DROP": 1},
             "1": {"ttr": None, "tokens": 0},
         },
-        "turn": {"overlap": 0.25},
+        "turn": {"overlap": 0.25, "convergence_ab": 0.5},
     }
     events = [start(), turn_start(), said("Yes."), said("No.", "b", 1, 1), metric_turn(metrics), end()]
     folder = make(root, "abcdefgh", [events])
@@ -301,10 +301,27 @@ def test_metrics_in_the_log_become_columns(tmp_path: Path) -> None:
             "metrics_version": "7",
         }
         assert (two["agent_id"], two["ttr"], two["tokens"], two["truncated"]) == ("b", None, 0, None)
-        assert [row["overlap"] for row in store.metrics.by_turn("abcdefgh")] == [0.25]
+        (turn,) = store.metrics.by_turn("abcdefgh")
+        assert (turn["overlap"], json.loads(turn["metrics"])) == (0.25, {"overlap": 0.25, "convergence_ab": 0.5})
         assert store.metrics.names() == ["ttr", "tokens", "truncated", "message_class"]
         (ttr,) = store.experiments.statistics("abcdefgh", "ttr")
         assert (ttr["n"], ttr["mean"]) == (1, 0.5)
+
+
+def test_metrics_of_a_whole_conversation_are_rows(tmp_path: Path) -> None:
+    """What the end of a conversation says of it as a whole is one row per name, for any number of agents."""
+    root = OutputRoot(tmp_path)
+    last = end(metrics={"heaps_beta": 0.5, "adoption_rate_ab": 0.25, "end_state": "echo"})
+    folder = make(root, "abcdefgh", [[start(), said("Yes."), last]])
+    with EventStore(root) as store:
+        store.import_experiment(folder)
+        con = store.connect()
+        assert con.execute("SELECT name, value, number FROM conversation_metrics ORDER BY name").fetchall() == [
+            ("adoption_rate_ab", "0.25", 0.25),
+            ("end_state", "echo", None),
+            ("heaps_beta", "0.5", 0.5),
+        ]
+        con.close()
 
 
 def test_a_log_without_metrics_has_none(tmp_path: Path) -> None:

@@ -417,3 +417,25 @@ def test_people_see_what_the_script_does(pidgin: Pidgin) -> None:
         "script: test-b has another system prompt now\nBe somebody.",
     ):
         assert line in "\n".join(text.strip() for text in said.out.splitlines()), line
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        Intervention(3, "edit", ("b",), text="I never said that."),
+        Intervention(3, "swap_system_prompt", ("a",), text="You are tired."),
+        Intervention(3, "inject", ("a",), text="Be brief.", placement="system"),
+    ],
+    ids=lambda change: change.kind,
+)
+async def test_signatures_of_another_beginning_are_dropped(tmp_path: Path, change: Intervention) -> None:
+    """Once something before a thought reads otherwise its signature is sent no more; those made since are."""
+    thought: list[Delta] = [ThinkingDelta("Hm.", "signature"), TextDelta("a"), Finish(model="one")]
+    one = Scripted(thought)
+    spec = scripted(change, models=("anthropic:one", MODEL), agents={"a": {"thinking_visible": "own"}})
+    held = await hold(tmp_path / "log.jsonl", spec, ScriptedPool(one=one))
+    check_record(held.events)
+    signed = [
+        [block.signature for message in request.messages for block in message.thinking] for request in one.requests
+    ]
+    assert signed == [[], ["signature"], [None, None], [None, None, "signature"]]

@@ -12,7 +12,7 @@ import pytest
 from pidgin_cli.metrics import formulas as f
 from pidgin_cli.metrics.engine import Engine, measure
 from pidgin_cli.metrics.lexicon import LSM_CATEGORIES
-from pidgin_cli.metrics.offline import self_bleu4, vendi, vendi_score
+from pidgin_cli.metrics.offline import offline, self_bleu4, vendi, vendi_score
 from pidgin_cli.metrics.tokens import emoji_in, fold_skin_tone, graphemes, tokenize
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "golden_metrics.json").read_text("utf-8"))
@@ -125,6 +125,14 @@ def test_readability(key: str) -> None:
     values, reference = Engine(["a"]).add("a", TEXTS[key]["text"]), TEXTS[key]["raw"]["textstat"]
     assert values["flesch_ease"] == pytest.approx(reference["flesch_reading_ease"], abs=3)
     assert values["fk_grade"] == pytest.approx(reference["flesch_kincaid_grade"], abs=1.5)
+
+
+@pytest.mark.parametrize("key", ["t1_gettysburg", "t2_hedged_dialogue", "t3_bliss_loop", "t5_markdown_code"])
+def test_vader(key: str) -> None:
+    """With its package installed, the compound score of VADER is handed on as it is."""
+    pytest.importorskip("vaderSentiment")
+    rows, _ = offline([("a", TEXTS[key]["text"])])
+    assert rows[0]["sentiment_vader"] == pytest.approx(TEXTS[key]["raw"]["vader"]["compound"], abs=1e-9)
 
 
 def test_coleman_liau() -> None:

@@ -1078,6 +1078,66 @@ def power(**options: Any) -> None:
     plan_power(options)
 
 
+_STEPS = ("import", "metrics", "transcripts", "readme", "notebook", "figures", "report")
+
+
+@cli.command()
+@click.argument("target", shell_complete=_complete_experiment)
+@click.option("--only", type=click.Choice(_STEPS), multiple=True, help="Only this step; may be given more than once.")
+@_output
+@_as_json
+def report(target: str, output: Path | None, only: tuple[str, ...], as_json: bool) -> int:
+    """Make everything that is made of an experiment: import, transcripts, README, notebook, figures, report.html.
+
+    All of it can be made again at any time; what fails is told of and holds up nothing else (exit status 1).
+
+    \b
+    Example:
+      pidgin report k3v9x2ab
+      pidgin report k3v9x2ab --only figures --only report
+    """
+    from .reports import report as make
+
+    return make(target, output, only=only, as_json=as_json)
+
+
+@cli.command()
+@click.argument("target", shell_complete=_complete_experiment)
+@_output
+@click.option("--to", type=click.Path(path_type=Path), metavar="PATH", help="A file; of an experiment, a folder.")
+def transcript(target: str, output: Path | None, to: Path | None) -> int:
+    """Print a conversation as Markdown; of an experiment, write a page for every conversation into transcripts/.
+
+    What models wrote is escaped, so that it can be rendered anywhere. Made from the record alone.
+
+    \b
+    Example:
+      pidgin transcript k3v9x2ab-1 --to talk.md
+      pidgin transcript k3v9x2ab
+    """
+    from .reports import write_transcript
+
+    return write_transcript(target, output, to)
+
+
+@cli.command()
+@click.argument("target", shell_complete=_complete_experiment)
+@_output
+@click.option("--to", type=click.Path(path_type=Path), metavar="FILE", help="Put a copy there as well.")
+def notebook(target: str, output: Path | None, to: Path | None) -> int:
+    """Make the notebook of an experiment, which asks the database and draws what it says.
+
+    It looks for the database beside the experiment's folder, so a copy elsewhere has to be told where that is.
+
+    \b
+    Example:
+      pidgin notebook k3v9x2ab
+    """
+    from .reports import write_notebook
+
+    return write_notebook(target, output, to)
+
+
 @cli.command()
 @click.argument("query", required=False)
 @click.option("--provider", metavar="NAME", help="Of one provider only.")

@@ -164,6 +164,8 @@ class ConversationView:
         self._history = history
         self._names = names
         self._prompt_swapped = False
+        self._signed_from = 0
+        """The first of its messages whose signatures still hold."""
         self._rebuild(state or ConversationState(pinned=spec.context.pinned))
 
     def _rebuild(self, state: ConversationState) -> None:
@@ -198,17 +200,22 @@ class ConversationView:
 
     def compact(self, state: ConversationState) -> None:
         """Leave out the turns before `state.first_turn`, with a summary in their place if there is one."""
+        self._begin_anew(state)
+
+    def _begin_anew(self, state: ConversationState) -> None:
+        # Vendors sign thoughts together with all that came before them, and refuse signatures of another beginning.
+        self._signed_from = self._history.messages
         self._rebuild(state)
 
     def reread(self) -> None:
-        """Take the history in anew, since something in it reads otherwise now."""
-        self._rebuild(self.state)
+        """Take the history in anew, since something in it reads otherwise now, or stands before it all."""
+        self._begin_anew(self.state)
 
     def swap(self, agent: Agent) -> None:
         """Go on as another `agent` in the same seat: with another model or system prompt."""
         self._prompt_swapped = self._prompt_swapped or agent.system_prompt != self.agent.system_prompt
         self.agent = agent
-        self._rebuild(self.state)
+        self._begin_anew(self.state)
 
     def sent(self) -> Sent:
         """The request that the agent would get now."""
@@ -319,7 +326,7 @@ class ConversationView:
         self._open, self._held, self._held_system = [], [], []
 
     def _own_thinking(self, entry: ConversationTurn) -> tuple[ThinkingBlock, ...]:
-        if entry.model in (None, self.agent.model):
+        if entry.model in (None, self.agent.model) and (entry.message_index or 0) >= self._signed_from:
             return entry.thinking
         return tuple(ThinkingBlock(block.text) for block in entry.thinking if block.text and not block.redacted)
 

@@ -309,6 +309,8 @@ class Progress:
                 self._outside(event.text or "", event.turn_number, event.audience, event.placement or "user")
                 for addressee in event.audience:
                     self.injected[event.turn_number, addressee, event.source] += 1
+                    if event.placement == "parameter" and event.turn_number:
+                        self.views[addressee].reread()
             case "edit" if event.edited_index is not None:
                 self.history.edit(event.edited_index, event.after or "")
                 for view in self.views.values():

@@ -2,6 +2,9 @@
 
 Everything here is frozen, comparable and encodable by msgspec. The same value travels from a provider to the log, and
 back from the log on resume. None of them knows where it is stored.
+
+What every message brings anew has `gc=False`: such values hold no reference back to themselves, so that the collector
+of reference cycles need not look at them.
 """
 
 from collections.abc import Iterable, Sequence

@@ -73,6 +73,12 @@ class ConversationRepository:
             "FROM agents WHERE experiment_id = ? ORDER BY length(conversation_id), conversation_id, seat", experiment_id
         )
 
+    def turns(self, experiment_id: str) -> Rows:
+        return self._ask(
+            "FROM turns WHERE experiment_id = ? ORDER BY length(conversation_id), conversation_id, turn_number",
+            experiment_id,
+        )
+
     def interventions(self, conversation_id: str) -> Rows:
         return self._ask("FROM interventions WHERE conversation_id = ? ORDER BY seq", conversation_id)
 
@@ -132,7 +138,7 @@ class MetricsRepository:
         rows = self._ask(
             "SELECT column_name AS name FROM duckdb_columns() WHERE table_name = ? AND NOT internal "
             "AND column_name NOT IN ('conversation_id', 'experiment_id', 'message_index', 'turn_number', "
-            "'metrics_version') ORDER BY column_index",
+            "'metrics_version', 'metrics') ORDER BY column_index",
             f"{level}_metrics",
         )
         return [row["name"] for row in rows]
@@ -147,9 +153,9 @@ class MetricsRepository:
         )
 
     def by_turn(self, experiment_id: str, names: Sequence[str] | None = None) -> Rows:
-        """One row per turn with metrics."""
+        """One row per turn with metrics; `metrics` has all of them as JSON."""
         return self._ask(
-            f"SELECT x.conversation_id, x.turn_number, {self._columns('x', names, 'turn')} FROM turn_metrics x "
+            f"SELECT x.conversation_id, x.turn_number, x.metrics, {self._columns('x', names, 'turn')} FROM turn_metrics x "
             "WHERE x.experiment_id = ? ORDER BY length(x.conversation_id), x.conversation_id, x.turn_number",
             experiment_id,
         )

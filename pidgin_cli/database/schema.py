@@ -140,6 +140,7 @@ def m001_first_tables(con: duckdb.DuckDBPyConnection) -> None:
         origin_turn BIGINT -- The last turn that both share.
         origin_message_index BIGINT -- The first message of its own.
         origin_digest VARCHAR -- Of what it shares.
+        metrics JSON -- Values of the whole conversation; see the view `conversation_metrics`.
         source JSON -- Where it came from, if not from Pidgin itself: format, file, sha256, and what is known beside.
         pidgin_version VARCHAR -- Of the program that began it.
         schema_version BIGINT -- Of its event lines.
@@ -392,6 +393,7 @@ def m001_first_tables(con: duckdb.DuckDBPyConnection) -> None:
         experiment_id VARCHAR -- The experiment.
         turn_number BIGINT -- Counted from 1.
         metrics_version VARCHAR -- Of the definitions.
+        metrics JSON -- All values of the turn by name, such as `convergence_ab` for a pair of agents.
         """,
     )
     _table(
@@ -608,6 +610,16 @@ def _views(con: duckdb.DuckDBPyConnection) -> list[tuple[str, str, str]]:
             SELECT c.experiment_id, c.conversation_id, c.arm, v.key AS name, v.value->>'$' AS value,
                    try_cast(v.value->>'$' AS DOUBLE) AS number
             FROM conversations c, json_each(c.variables) v
+            """,
+        ),
+        (
+            "conversation_metrics",
+            "The values of each conversation as a whole, one row per name, with agents as suffixes; `number` where the "
+            "value is one.",
+            """
+            SELECT c.experiment_id, c.conversation_id, c.arm, m.key AS name, m.value->>'$' AS value,
+                   try_cast(m.value->>'$' AS DOUBLE) AS number
+            FROM conversations c, json_each(c.metrics) m
             """,
         ),
         (

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
@@ -17,14 +17,32 @@ import msgspec
 from msgspec import Meta, Struct
 
 from pidgin_cli.core.errors import LogError
-from pidgin_cli.core.events import Event, ExperimentCompleteEvent, ExperimentStartEvent
+from pidgin_cli.core.events import (
+    Event,
+    ExperimentCompleteEvent,
+    ExperimentStartEvent,
+    PostProcessingCompleteEvent,
+    PostProcessingStartEvent,
+)
 from pidgin_cli.core.types import EndReason, Status
 
 from .folder import ExperimentFolder
 from .log import read_record
 from .state import RunState, advance, run_state
 
-__all__ = ["ConversationEntry", "Manifest", "ManifestTotals", "ManifestWriter", "read_manifest", "rebuild"]
+__all__ = [
+    "UNFINISHED",
+    "ConversationEntry",
+    "Manifest",
+    "ManifestTotals",
+    "ManifestWriter",
+    "read_manifest",
+    "rebuild",
+    "tell_post_processing",
+]
+
+UNFINISHED = "unfinished"
+"""The outcome of a task of post-processing that has begun and of whose end nothing is known."""
 
 Moment = Annotated[datetime, Meta(tz=True)]
 """One that can be compared with others."""
@@ -95,6 +113,7 @@ class Manifest(Struct, kw_only=True):
     totals: ManifestTotals = msgspec.field(default_factory=ManifestTotals)
     conversations: dict[str, ConversationEntry] = {}
     post_processing: dict[str, str] | None = None
+    """Outcome by task, the last of each; `unfinished`: it was begun. Null: none since the experiment was last run."""
 
     def encode(self) -> bytes:
         return msgspec.json.format(msgspec.json.encode(self), indent=1)
@@ -139,13 +158,18 @@ def rebuild(folder: ExperimentFolder, *, write: bool = False) -> Manifest:
     """The manifest as the logs alone tell it; with `write` it replaces the file."""
     starts: list[ExperimentStartEvent] = []
     end: ExperimentCompleteEvent | None = None
+    processed: dict[str, str] | None = None
     if folder.events.exists():
         for event in read_record(folder.events).events:
             if isinstance(event, ExperimentStartEvent):
                 starts.append(event)
-                end = None
+                end = processed = None
             elif isinstance(event, ExperimentCompleteEvent):
                 end = event
+            elif isinstance(event, PostProcessingStartEvent):
+                processed = (processed or {}) | dict.fromkeys(event.tasks, UNFINISHED)
+            elif isinstance(event, PostProcessingCompleteEvent):
+                processed = (processed or {}) | event.outcomes
     created = datetime.fromtimestamp(folder.path.stat().st_mtime).astimezone()
     manifest = Manifest(experiment_id=folder.experiment_id, name=folder.slug or None, created_at=created)
     if starts:
@@ -163,10 +187,21 @@ def rebuild(folder: ExperimentFolder, *, write: bool = False) -> Manifest:
         manifest.conversations[conversation_id] = ConversationEntry.of(RunState(), folder.log(conversation_id).name)
     for conversation_id, log in folder.logs().items():
         manifest.conversations[conversation_id] = ConversationEntry.of(run_state(read_record(log).events), log.name)
+    manifest.post_processing = processed
     manifest.add_up()
     if write:
         _write(folder.manifest, manifest)
     return manifest
+
+
+def tell_post_processing(folder: ExperimentFolder, outcomes: Mapping[str, str]) -> None:
+    """Write outcomes of post-processing into the manifest, beside those of other tasks.
+
+    For whoever holds the log of the experiment. Raises LogError when the disk does not take it.
+    """
+    manifest = read_manifest(folder)
+    manifest.post_processing = (manifest.post_processing or {}) | dict(outcomes)
+    _write(folder.manifest, manifest)
 
 
 def host() -> str:

@@ -73,15 +73,13 @@ Measure = Callable[[Reading, Reading | None], Value]
 
 @runtime_checkable
 class LiveMetric(Protocol):
-    """A metric that a package adds, as an object under the entry-point group `pidgin.metrics`.
+    """A metric that a package adds, as an object or a class under the entry-point group `pidgin.metrics`.
 
-    ```python
-    class Exclamations:
-        metric = Metric("loud_words", "M", "int", "tokens", "tokens in capitals before an exclamation mark", "0…")
+    class Doubts:
+        metric = Metric("doubts", "M", "int", "words", "how often hmm is said", "0…")
 
         def measure(self):
-            return lambda message, partner: message.text.count("!!")
-    ```
+            return lambda message, partner: message.tokens.count("hmm")
     """
 
     metric: Metric

@@ -391,6 +391,9 @@ def _unit(vector: Floats) -> Floats | None:
     return vector / length if length > 0 else None
 
 
+_FACTOR, _HALF, _TOP = np.uint64(0x9E3779B97F4A7C15), np.uint64(32), np.uint64(1 << 31)
+
+
 class _Heard:
     """One message as the detectors see it.
 
@@ -415,26 +418,17 @@ class _Heard:
         ids = np.array(self.codes, dtype=np.uint64)
         self.coded = (ids % 0x110000).astype("<u4").tobytes().decode("utf-32-le", "surrogatepass")
         """One character per token."""
+        two = ids[:-1] * _FACTOR + ids[1:]
+        three = two[:-1] * _FACTOR + ids[2:]
+        four = three[:-1] * _FACTOR + ids[3:]
         self.shingles: set[int | str]
         if len(ids) >= 6:
-            self.shingles = set(_mixed(ids[:COMPARED_TOKENS], 3).tolist())
+            self.shingles = set(three[: COMPARED_TOKENS - 2].tolist())
         else:
             self.shingles = {*self.codes, reading.normalised}
-        self.four_grams: list[int] = (_mixed(ids, 4) >> _HALF).tolist()
+        self.four_grams: list[int] = ((four * _FACTOR >> _HALF) | _TOP).tolist()
         """Hashes of 32 bits, never 0. After a million 4-grams a new one is taken for an old one once in 2,000 times."""
         self.distinct = set(self.four_grams)
-
-
-_FACTOR, _HALF, _TOP = np.uint64(0x9E3779B97F4A7C15), np.uint64(32), np.uint64(1 << 63)
-
-
-def _mixed(ids: NDArray[np.uint64], size: int) -> NDArray[np.uint64]:
-    """A number of 64 bits, its upper half never 0, for each run of `size` tokens."""
-    count = max(len(ids) - size + 1, 0)
-    found = ids[:count] * _FACTOR
-    for place in range(1, size):
-        found = ((found ^ (found >> _HALF)) + ids[place : count + place]) * _FACTOR
-    return (found ^ (found >> _HALF)) | _TOP
 
 
 class _Seen:
@@ -1002,7 +996,7 @@ class Detectors:
     """All detectors over one conversation, one message at a time.
 
     Args:
-        agents: ids of those who speak, two or more or fewer.
+        agents: ids of those who speak, any number.
         thresholds: what the detectors go by.
         embedded: each message comes with its embedding, all of one model; those without one say nothing to
             `stationary`. Otherwise `lexical_hash` of the tokens stands in.

@@ -25,7 +25,7 @@ from .convergence import BALANCED, Weights, convergence
 from .detectors import Detectors, Step, Thresholds
 from .lexicon import LSM_CATEGORIES, Lexicon, english
 from .pairs import against_partner, parts, token_indel, trigram_jaccard
-from .reading import SEQUENCE_LIMIT, Reading, Vocabulary, distinct, grams, held
+from .reading import SEQUENCE_LIMIT, Grams, Reading, Vocabulary, distinct, grams, held
 from .tokens import tokenize
 
 __all__ = ["Engine", "Reply", "Summary", "measure", "wide"]
@@ -71,60 +71,27 @@ def wide(summaries: Iterable[Summary]) -> dict[str, Value]:
 
 
 class _GramSet:
-    """A set of 64-bit numbers in some 20 bytes each: sorted ones, and a few that are still to be merged in."""
+    """A set of 64-bit numbers in 8 bytes each: those in order, and some newer ones that are still to join them."""
 
-    __slots__ = ("_new", "_sorted")
+    __slots__ = ("_newer", "_older")
 
-    def __init__(self) -> None:
-        self._sorted = np.empty(0, dtype=np.uint64)
-        self._new: set[int] = set()
-
-    def unseen(self, keys: NDArray[np.uint64]) -> list[int]:
-        """Those of `keys` that are not in the set."""
-        unsorted: list[int] = keys[~held(self._sorted, keys)].tolist()
-        new = self._new
-        return unsorted if new.isdisjoint(unsorted) else [key for key in unsorted if key not in new]
-
-    def add(self, keys: Iterable[int]) -> None:
-        """Put them in; they may be there already, but not among the sorted ones."""
-        self._new.update(keys)
-        if len(self._new) > max(256, len(self._sorted) // 8):
-            more = np.sort(np.fromiter(self._new, dtype=np.uint64, count=len(self._new)))
-            self._sorted = np.insert(self._sorted, np.searchsorted(self._sorted, more), more)
-            self._new = set()
-
-
-class _Tally:
-    """How often each 64-bit number was added, told only at the end."""
-
-    __slots__ = ("_counts", "_keys", "_waiting", "_waiting_size")
+    MOST = 4096
+    """Newer ones; putting one more in takes time by their number."""
 
     def __init__(self) -> None:
-        self._keys = np.empty(0, dtype=np.uint64)
-        self._counts = np.empty(0, dtype=np.int32)
-        self._waiting: list[NDArray[np.uint64]] = []
-        self._waiting_size = 0
+        self._older = np.empty(0, dtype=np.uint64)
+        self._newer = self._older
 
-    def add(self, keys: NDArray[np.uint64]) -> None:
-        self._waiting.append(keys)
-        self._waiting_size += len(keys)
-        if self._waiting_size > max(1024, len(self._keys) // 8):
-            self._merge()
-
-    def _merge(self) -> None:
-        keys, times = np.unique(np.concatenate(self._waiting), return_counts=True)
-        at = np.searchsorted(self._keys, keys)
-        known = held(self._keys, keys)
-        self._counts[at[known]] += times[known]
-        self._counts = np.insert(self._counts, at[~known], times[~known])
-        self._keys = np.insert(self._keys, at[~known], keys[~known])
-        self._waiting, self._waiting_size = [], 0
-
-    @property
-    def counts(self) -> NDArray[np.int32]:
-        if self._waiting:
-            self._merge()
-        return self._counts
+    def add(self, keys: Grams) -> int:
+        """Put them in; returns how many of them were not there before, equal ones counted each."""
+        new = keys[~held(self._older, keys)]
+        new = np.sort(new[~held(self._newer, new)])
+        if len(new):
+            self._newer = np.sort(np.concatenate((self._newer, new[distinct(new)])))
+            if len(self._newer) > min(self.MOST, max(256, len(self._older) // 8)):
+                self._older = np.insert(self._older, self._older.searchsorted(self._newer), self._newer)
+                self._newer = self._older[:0].copy()
+        return len(new)
 
 
 class _Counts:
@@ -293,8 +260,6 @@ class Engine:
         self._shared_types = dict.fromkeys((frozenset(pair) for pair in combinations(names, 2)), 0)
         self._history = _Counts()
         self._heaps = _Regression()
-        self._bigrams = _Tally()
-        self._last_words: Counter[int] = Counter()
         self._five_grams = _GramSet()
         self._detectors = Detectors(names, thresholds, embedded=embedded)
         self._heard_bytes = False
@@ -370,10 +335,7 @@ class Engine:
 
     def conversation(self) -> list[Summary]:
         """The values of the conversation as it stands: those that `METRICS` marks as computed at the end."""
-        found = [
-            Summary("heaps_beta", self._heaps.slope()),
-            Summary("bigram_cond_entropy", self._bigram_entropy()),
-        ]
+        found = [Summary("heaps_beta", self._heaps.slope())]
         total = sum(speaker.tokens for speaker in self._speakers.values())
         for agent_id, speaker in self._speakers.items():
             logs = np.log1p(speaker.lengths).tolist()
@@ -482,20 +444,11 @@ class Engine:
 
     def _repetition(self, now: Reading, speaker: _Speaker) -> dict[str, Value]:
         key = blake2b(now.normalised.encode(), digest_size=8).digest()
-        four = now.four_grams
-        unseen = speaker.four_grams.unseen(four)
-        novelty = len(unseen) / len(four) if len(four) else float(key not in speaker.texts)
-        speaker.four_grams.add(unseen)
+        four, five = now.four_grams, grams(now.ids, 5)
+        new = speaker.four_grams.add(four)
+        novelty = new / len(four) if len(four) else float(key not in speaker.texts)
         speaker.texts.add(key)
-        repeated = None
-        five = grams(now.ids, 5)
-        if len(five):
-            new = self._five_grams.unseen(five)
-            repeated = len(five) - len(new)
-            self._five_grams.add(new)
-        self._bigrams.add(grams(now.word_ids, 2) if now.code_chars else now.sorted_grams[1])
-        if now.words:
-            self._last_words[int(now.word_ids[-1])] += 1
+        repeated = len(five) - self._five_grams.add(five) if len(five) else None
         return {"novelty_4gram_self": novelty, "repeated_5gram_count": repeated, **_against_self(now, speaker.last)}
 
     def _detected(self, now: Reading, vector: Sequence[float] | NDArray[np.float64] | None) -> dict[str, Value]:
@@ -557,16 +510,6 @@ class Engine:
             self.faults[name] = f"{type(error).__name__}: {error}"
             return None
 
-    def _bigram_entropy(self) -> float | None:
-        pairs = self._bigrams.counts
-        if pairs.sum() < 100:
-            return None
-        heads = self._history.by_type.copy()
-        for number, times in self._last_words.items():  # the last word of a message begins no bigram
-            heads[number] -= times
-        joint, first = f.entropy(pairs.tolist()), f.entropy(heads[heads > 0].tolist())
-        return max(0.0, joint - first) if joint is not None and first is not None else None
-
 
 _NOBODY, _OPENING = -1, -2
 _SIGNALS = (
@@ -601,7 +544,7 @@ def _per(count: int, size: int) -> float | None:
 
 
 def _size(now: Reading) -> dict[str, Value]:
-    lengths = [len(tokens) for tokens in now.sentences]
+    lengths = now.sentence_lengths
     tokens = now.tokens
     return {
         "chars": len(now.text),
@@ -659,8 +602,8 @@ def _information(now: Reading) -> dict[str, Value]:
         "adjacent_duplicates": (
             int(np.count_nonzero(now.ids[1:] == now.ids[:-1])) / (len(tokens) - 1) if len(tokens) > 1 else None
         ),
-        "dup_sentence_share": _duplicated([tuple(sentence) for sentence in now.sentences]),
-        "dup_line_share": _duplicated([line.casefold() for line in now.lines]),
+        "dup_sentence_share": _repeated(now.distinct_sentences, len(now.sentence_lengths)),
+        "dup_line_share": _repeated(len({line.casefold() for line in now.lines}), len(now.lines)),
         "max_grapheme_run": now.longest_run,
     }
     for size, ordered in enumerate(now.sorted_grams, start=1):
@@ -672,8 +615,8 @@ def _information(now: Reading) -> dict[str, Value]:
     return found
 
 
-def _duplicated(parts: Sequence[object]) -> float | None:
-    return 1 - len(set(parts)) / len(parts) if len(parts) > 1 else None
+def _repeated(different: int, size: int) -> float | None:
+    return 1 - different / size if size > 1 else None
 
 
 def _markers(now: Reading) -> dict[str, Value]:
@@ -682,13 +625,13 @@ def _markers(now: Reading) -> dict[str, Value]:
     rate = {name: 100 * cues[name] / words if known else None for name in RATES}
     felt = cues["affect_positive"] + cues["affect_negative"]
     readable = words > 0 and not now.is_foreign and 2 * now.code_chars <= len(now.text)
-    sizes = (words, len(now.sentences))
+    sizes = (words, len(now.sentence_lengths))
     syllables = now.syllables if readable else 0
     return {
         **rate,
         "function_word_share": now.function_words / words if known else None,
-        "question_share": _per(now.questions, len(now.sentences)),
-        "exclamation_share": _per(now.exclamations, len(now.sentences)),
+        "question_share": _per(now.questions, len(now.sentence_lengths)),
+        "exclamation_share": _per(now.exclamations, len(now.sentence_lengths)),
         "ends_with_question": now.ends_with_question,
         "starts_with_ack": now.starts_with_ack if known else None,
         "sentiment": (cues["affect_positive"] - cues["affect_negative"]) / felt if known and felt else None,

@@ -38,6 +38,9 @@ OWN_WINDOW = 8
 RECURRENT = 0.6
 """Trigram Jaccard from which two messages count as the same."""
 
+VADER_LIMIT = 5_000
+"""Tokens above which VADER is not asked: it takes time by their square."""
+
 
 def offline(
     messages: Messages, lexicon: Lexicon | str | None = "english"
@@ -70,13 +73,14 @@ def offline(
                 "self_bleu4_w8": self_bleu4([own.tokens for own in window]),
                 "vendi_w8": vendi([own.counts for own in window]),
                 "char3_cosine": _char3_cosine(now.normalised, partner.normalised) if partner is not None else None,
-                "sentiment_vader": _vader(now) if now.has_lexicon and now.words else None,
+                "sentiment_vader": _vader(now) if now.has_lexicon and 0 < len(now.words) <= VADER_LIMIT else None,
             }
         )
         last[now.agent_id] = now
     points = recurrence([reading.shingles for reading in readings])
     count = len(readings)
     found = [
+        Summary("bigram_cond_entropy", _bigram_cond_entropy(readings)),
         Summary("zipf_s", f.zipf_s(sum((reading.counts for reading in readings), Counter()).values())),
         Summary("recurrence_rate", 2 * int(np.count_nonzero(points)) / (count * (count - 1)) if count >= 4 else None),
         Summary("determinism", determinism(points)),
@@ -152,6 +156,17 @@ def _analyzer() -> Any:
 def _vader(now: Reading) -> float | None:
     analyzer = _analyzer()
     return float(analyzer.polarity_scores(now.text)["compound"]) if analyzer is not None else None
+
+
+def _bigram_cond_entropy(readings: Sequence[Reading]) -> float | None:
+    pairs = Counter(pair for now in readings for pair in itertools.pairwise(now.words))
+    if pairs.total() < 100:
+        return None
+    firsts: Counter[str] = Counter()
+    for (first, _), times in pairs.items():
+        firsts[first] += times
+    joint, single = f.entropy(pairs.values()), f.entropy(firsts.values())
+    return max(0.0, joint - single) if joint is not None and single is not None else None
 
 
 # Recurrence

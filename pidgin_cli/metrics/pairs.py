@@ -41,7 +41,7 @@ def _copied(now: Reading, partner: Reading) -> tuple[list[tuple[int, int]], int]
     spans, longest, free = [], 4, 0
     for at in found:
         # Within a span already taken only a longer one is of interest.
-        if at < free and own[at : at + longest + 1] not in source:
+        if at < free and (at + longest >= len(own) or own[at : at + longest + 1] not in source):
             continue
         size = _span(own, source, at)
         longest = max(longest, size)
@@ -84,7 +84,7 @@ def _copying(now: Reading, partner: Reading) -> dict[str, Value]:
 
 def parts(now: Reading, other: Reading) -> dict[str, float | None]:
     """The parts of `convergence`."""
-    sentences = len(now.sentences), len(other.sentences)
+    sentences = len(now.sentence_lengths), len(other.sentence_lengths)
     tokens = len(now.tokens), len(other.tokens)
     return {
         "content": f.cosine(now.counts, other.counts),

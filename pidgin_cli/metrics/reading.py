@@ -1,6 +1,7 @@
 """One message, looked at once: everything that the metrics share about it."""
 
 import re
+import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -250,14 +251,17 @@ class Reading:
     def _read_words(self, split: Split, vocabulary: Vocabulary) -> None:
         prepared = prepare(split.prose)
         found = sentences(prepared)
-        self.sentences = [sentence.tokens for sentence in found]
+        self.sentence_lengths = [len(sentence.tokens) for sentence in found]
+        """Tokens of each sentence."""
+        self.distinct_sentences = len({tuple(sentence.tokens) for sentence in found})
         self.questions = sum(sentence.is_question for sentence in found)
         self.exclamations = sum(sentence.is_exclamation for sentence in found)
         self.ends_with_question = found[-1].is_question if found else None
-        self.words = list(chain.from_iterable(self.sentences))
+        # One copy of each word serves all conversations for as long as any of them uses it.
+        self.words = list(map(sys.intern, chain.from_iterable([sentence.tokens for sentence in found])))
         """Tokens outside code."""
         self._prepared = prepare(self.text) if self.code_chars else prepared
-        self.tokens = tokens_in(self._prepared) if self.code_chars else self.words
+        self.tokens = list(map(sys.intern, tokens_in(self._prepared))) if self.code_chars else self.words
         """Tokens of the whole text."""
         self.counts = Counter(self.words)
         """How often each type occurs outside code."""
@@ -345,7 +349,7 @@ class Reading:
             return
         self._function_words = lexicon.function_words
         self.class_counts, self.function_words = lexicon.class_counts(self.counts)
-        starts = frozenset(accumulate(map(len, self.sentences), initial=0))
+        starts = frozenset(accumulate(self.sentence_lengths, initial=0))
         self.cues = lexicon.cue_counts(self.words, self.counts, starts)
         self.starts_with_ack = lexicon.opens_with(self.words, _ACKNOWLEDGING)
 

@@ -16,6 +16,10 @@ __all__ = ["Contrast", "Effects", "Row", "as_rows", "print_effects", "render_htm
 
 LABEL_CELLS = 48
 SIGNIFICANT = 0.05
+WIDE = 130
+"""Cells from which a terminal shows all columns."""
+SECOND = (6, 7)
+"""Columns that a narrower one does without: the interval of g, and Cliff's delta."""
 
 
 class Contrast(NamedTuple):
@@ -103,7 +107,7 @@ def _cells(row: Row) -> list[str]:
         f"{row.measure}{' (primary)' if row.primary else ''}",
         f"{_number(one.a.mean)} ({one.a.n})",
         f"{_number(one.b.mean)} ({one.b.n})",
-        _number(row.difference),
+        _number(row.difference) + (f" ({row.paired.n})" if row.paired else ""),
         _within(row.interval),
         _number(None if g is None else g.value),
         _within(None if g is None else g.interval),
@@ -114,9 +118,19 @@ def _cells(row: Row) -> list[str]:
 
 
 def _headings(effects: Effects) -> list[str]:
-    g = "g (paired)" if any(row.paired for row in effects.rows) else "Hedges g"
-    return ["measure", "mean A (n)", "mean B (n)", "B − A", "95 % interval", g, "95 % interval",
-            "Cliff's δ", "p", f"p ({effects.adjustment})"]  # fmt: skip
+    paired = any(row.paired for row in effects.rows)
+    return [
+        "measure",
+        "mean A (n)",
+        "mean B (n)",
+        "B − A (pairs)" if paired else "B − A",
+        "95 % interval",
+        "g (paired)" if paired else "Hedges g",
+        "95 % of g",
+        "Cliff's δ",
+        "p",
+        f"p ({effects.adjustment})",
+    ]
 
 
 def _contrasts(effects: Effects) -> list[tuple[Contrast, list[Row]]]:
@@ -144,11 +158,14 @@ def print_effects(console: Console, effects: Effects) -> None:
         if contrast.within is not None:
             head.append(f"   within {one_line(contrast.within, LABEL_CELLS)}", "dim")
         console.print(head, soft_wrap=True)
-        table = Table(box=None, pad_edge=False, header_style="dim", collapse_padding=True)
-        for place, heading in enumerate(_headings(effects)):
-            table.add_column(heading, justify="left" if place == 0 else "right", overflow="fold")
+        headings = _headings(effects)
+        shown = [place for place in range(len(headings)) if console.width >= WIDE or place not in SECOND]
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for place in shown:
+            table.add_column(headings[place], justify="left" if place == 0 else "right", overflow="fold")
         for row in rows:
-            table.add_row(*map(visible, _cells(row)), style="bold" if row.stands else "")
+            cells = _cells(row)
+            table.add_row(*(visible(cells[place]) for place in shown), style="bold" if row.stands else "")
         console.print(table)
     omnibus = _omnibus(effects.rows)
     if omnibus:
@@ -250,8 +267,8 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 h1 { font-size: 1.3rem; } h2 { font-size: 1.05rem; margin-top: 1.6rem; overflow-wrap: anywhere; }
 small, .method { color: var(--soft); } .method { margin-top: 1.6rem; font-size: .9rem; }
 p { overflow-wrap: anywhere; margin: .3rem 0; } .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-td, th { border-bottom: 1px solid var(--line); padding: .25rem .7rem; text-align: right; white-space: nowrap; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+td, th { border-bottom: 1px solid var(--line); padding: .25rem .5rem; text-align: right; white-space: nowrap; }
 thead th { color: var(--soft); font-weight: normal; } tbody th, thead th:first-child { text-align: left; }
 tbody th { font-weight: normal; } .stands td, .stands th { font-weight: 600; }
 svg { stroke: var(--soft); fill: var(--paper); vertical-align: middle; } .bar { stroke-width: 2; }

@@ -1,0 +1,139 @@
+"""`report`, `transcript` and `notebook`: pages made from records."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+import msgspec
+
+from pidgin_cli.core.errors import LogError, NotFound, SpecError
+from pidgin_cli.eventlog.folder import ExperimentFolder, OutputRoot
+from pidgin_cli.eventlog.log import read_record
+from pidgin_cli.experiments.lineage import whole
+from pidgin_cli.experiments.registry import current_manifest, living_runner
+from pidgin_cli.monitor.console import make_console
+from pidgin_cli.monitor.text import one_line, visible
+from pidgin_cli.reports.post_processing import FAILED, PostProcessor, Progress
+from pidgin_cli.reports.transcript import transcript, write_file
+
+from .database import open_store
+from .records import existing_root
+
+__all__ = ["post_process", "report", "write_notebook", "write_transcript"]
+
+OUTCOME_CELLS = 300
+
+
+def _processor(root: OutputRoot, folder: ExperimentFolder, progress: Progress | None) -> PostProcessor:
+    return PostProcessor(
+        root,
+        folder,
+        store=open_store,
+        lineage=whole,
+        is_live=lambda experiment_id: living_runner(root, experiment_id) is not None,
+        manifest=current_manifest,
+        progress=progress,
+    )
+
+
+def post_process(root: OutputRoot, folder: ExperimentFolder, progress: Progress | None = None) -> dict[str, str]:
+    """Everything that is done with an experiment when it has ended; gives the outcome of each step.
+
+    Call it from a thread in which no event loop is running. Raises LogError when the disk takes nothing.
+    """
+    return _processor(root, folder, progress).run()
+
+
+def _experiment(root: OutputRoot, target: str) -> ExperimentFolder:
+    folder = root.find(target)
+    if target.startswith(f"{folder.experiment_id}-") and target not in (folder.slug, folder.path.name):
+        raise SpecError(f"{target} is one conversation; this is made of the experiment {folder.experiment_id}")
+    return folder
+
+
+@contextmanager
+def _shown(*, quiet: bool) -> Iterator[Progress]:
+    console = make_console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield lambda _: None
+        return
+    with console.status("") as status:
+        yield lambda text: status.update(one_line(text, console.width - 4))
+
+
+def report(target: str, output: Path | None, *, only: Sequence[str], as_json: bool) -> int:
+    """Run the queue, or some of its steps. Gives 1 where one of them failed."""
+    root = existing_root(output)
+    folder = _experiment(root, target)
+    with _shown(quiet=as_json) as progress:
+        outcomes = _processor(root, folder, progress).run(only)
+    if as_json:
+        rows = [{"step": name, "outcome": outcome} for name, outcome in outcomes.items()]
+        click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=2))
+    else:
+        for name, outcome in outcomes.items():
+            click.echo(f"{name + ':':<13}{one_line(outcome, OUTCOME_CELLS)}")
+        if "report" in outcomes and not outcomes["report"].startswith(FAILED):
+            click.echo(f"Open it: {visible(str(folder.path / 'report.html'))}")
+    return int(any(outcome.startswith(FAILED) for outcome in outcomes.values()))
+
+
+def write_notebook(target: str, output: Path | None, to: Path | None) -> int:
+    """Import an experiment and make its notebook. Gives 1 where that failed."""
+    root = existing_root(output)
+    folder = _experiment(root, target)
+    with _shown(quiet=False) as progress:
+        outcomes = _processor(root, folder, progress).run(("import", "notebook"))
+    for name, outcome in outcomes.items():
+        if outcome.startswith(FAILED):
+            raise LogError(f"{name} {outcome}")
+    made = folder.path / "notebook.ipynb"
+    if to is not None:
+        _target(to)
+        shutil.copyfile(made, to)
+    click.echo(visible(str(to or made)))
+    return 0
+
+
+def _target(to: Path) -> None:
+    if to.is_dir() or not to.absolute().parent.is_dir():
+        raise SpecError(f"{to} cannot be written: {'it is a folder' if to.is_dir() else 'there is no such folder'}")
+
+
+def write_transcript(target: str, output: Path | None, to: Path | None) -> int:
+    """Print one conversation as Markdown, or make the transcripts of an experiment. Gives 1 where one failed."""
+    root = existing_root(output)
+    folder = root.find(target)
+    logs = folder.logs()
+    if target.startswith(f"{folder.experiment_id}-") and target not in logs:
+        raise NotFound(f"no conversation {target!r}; there are {', '.join(list(logs)[:5]) or 'none yet'}")
+    if target in logs or (len(logs) == 1 and to is not None and not to.is_dir()):
+        conversation_id = target if target in logs else next(iter(logs))
+        text = transcript(root, read_record(logs[conversation_id]), whole)
+        if to is None:
+            click.echo(text, nl=False)
+            return 0
+        _target(to)
+        write_file(to.absolute(), text)
+        click.echo(visible(str(to)), err=True)
+        return 0
+    with _shown(quiet=False) as progress:
+        outcome = _processor(root, folder, progress).run(("transcripts",))["transcripts"]
+    made = folder.path / "transcripts"
+    if to is not None:
+        _copied(made, to)
+    click.echo(visible(str(to or made)))
+    if outcome.startswith(FAILED):
+        raise LogError(outcome.partition(": ")[2])
+    return 0
+
+
+def _copied(made: Path, to: Path) -> None:
+    if to.exists() and not to.is_dir():
+        raise SpecError(f"{to} is a file; transcripts of several conversations go into a folder")
+    try:
+        shutil.copytree(made, to, dirs_exist_ok=True)
+    except OSError as error:
+        raise SpecError(f"{to} cannot be written: {error.strerror or error}") from None

@@ -1,0 +1,1 @@
+"""What people read: transcripts, the README of an experiment, its notebook, figures and report."""

@@ -1,0 +1,742 @@
+"""The figures of an experiment: what each shows, the numbers it is drawn from, and why one is not there.
+
+The conversation is the unit: means go over conversations, intervals draw conversations. What is drawn is a selection
+where there is too much to see; the tables are always whole.
+"""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import fmean, median
+from typing import Any, Literal, NamedTuple
+
+import altair as alt
+import numpy as np
+from numpy.typing import NDArray
+
+from pidgin_cli.metrics.statistics import bootstrap, kaplan_meier, wilson
+from pidgin_cli.metrics.tokens import TOKENIZER_VERSION
+from pidgin_cli.metrics.words import STOP_WORDS_VERSION, stop_words, word_table
+
+from . import drawing
+from .study import NO_ARM, Study, Talk
+
+__all__ = ["FIGURES", "Figure", "as_csv", "draw"]
+
+SHOWN_WORDS = 20
+DRAWN_LINES = 60
+"""Conversations drawn as a thin line of their own."""
+DRAWN_CELLS = 40
+"""Conversations on a side of the similarity matrix."""
+DRAWN_RASTER = 120
+"""Rows of the state raster."""
+LOOKED_AT = 24
+"""Conversations among which the most recurrent one is looked for."""
+LONGEST_PLOT = 150
+"""Messages on a side of the recurrence plot."""
+FACETS = 3
+"""Arms that are drawn side by side; of more, all together."""
+DRAWS = 2_000
+SEED = 20260101
+"""Of all resampling here, so that a report says the same when it is made again."""
+WIDTH = 640
+_TURN_AXIS = alt.Axis(tickMinStep=1, format="d")
+
+Table = tuple[tuple[str, ...], list[tuple[Any, ...]]]
+
+
+class Figure(NamedTuple):
+    """One figure, drawn or not."""
+
+    name: str
+    """Of its files."""
+    title: str
+    caption: str
+    columns: tuple[str, ...]
+    rows: list[tuple[Any, ...]]
+    """What it is drawn from."""
+    svg: str | None
+    """As `drawing.svg` gives it."""
+    absent: str | None
+    """Why there is none."""
+
+
+class _Absent(Exception):
+    """This figure cannot be drawn; says why."""
+
+
+class _Drawn(NamedTuple):
+    caption: str
+    columns: tuple[str, ...]
+    rows: list[tuple[Any, ...]]
+    chart: alt.TopLevelMixin
+    data: Mapping[str, drawing.Rows]
+
+
+def as_csv(figure: Figure) -> bytes:
+    """The numbers of a figure; what is not known is empty."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(figure.columns)
+    writer.writerows(figure.rows)
+    return text.getvalue().encode()
+
+
+def draw(study: Study, name: str) -> Figure:
+    """One of `FIGURES`."""
+    title, make = FIGURES[name]
+    try:
+        found = make(study)
+    except _Absent as why:
+        return Figure(name, title, "", (), [], None, str(why))
+    return Figure(name, title, found.caption, found.columns, found.rows, drawing.svg(found.chart, found.data), None)
+
+
+def _dicts(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:
+    return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def _spread(items: Sequence[Any], most: int) -> list[Any]:
+    """At most so many of the items, evenly over all of them."""
+    if len(items) <= most:
+        return list(items)
+    return [items[place * len(items) // most] for place in range(most)]
+
+
+def _need(talks: Sequence[Talk]) -> Sequence[Talk]:
+    if not talks:
+        raise _Absent("no conversation has a message that counts")
+    return talks
+
+
+# Words
+
+
+def _words(study: Study, kind: Literal["word", "emoji"]) -> _Drawn:
+    talks = _need(study.compared)
+    groups = [(NO_ARM, list(talks))]
+    if len(study.arms) > 1:
+        groups += [(arm, found) for arm in study.arms if (found := study.of_arm(arm, talks))]
+    left_out = stop_words() if kind == "word" else frozenset()
+    columns = ("arm", kind, "mean_uses", "percent_of_transcripts", "median_uses", "max_uses", "uses", "transcripts")
+    rows: list[tuple[Any, ...]] = []
+    for arm, found in groups:
+        rows += [
+            (arm, use.word, use.mean, 100 * use.present, use.median, use.max, use.uses, len(found))
+            for use in word_table((talk.texts for talk in found), kind, leave_out=left_out)
+        ]
+    if not rows:
+        raise _Absent(f"no {'emoji' if kind == 'emoji' else 'word'} is used in any message")
+    shown_arms = [arm for arm, _ in groups[1:]] if 1 < len(groups) - 1 <= FACETS else [NO_ARM]
+    order = [row[1] for row in rows if row[0] == shown_arms[0]][:SHOWN_WORDS]
+    wanted = set(order)
+    data = [row for row in _dicts(columns, rows) if row["arm"] in shown_arms and row[kind] in wanted]
+    for row in data:
+        row["label"] = f"{row['percent_of_transcripts']:.0f} %"
+        row["least"] = min(row["mean_uses"], row["max_uses"])
+    y = alt.Y(kind, type="nominal", sort=order, title=None)
+    x_scale = alt.Scale(type="log", nice=True)
+    base = alt.Chart(alt.NamedData(name="words")).encode(y=y)
+    title = "uses per transcript (logarithmic)"
+    chart = alt.layer(
+        base.mark_rule(opacity=0.35).encode(
+            x=alt.X("least", type="quantitative", scale=x_scale, title=title), x2="max_uses"
+        ),
+        base.mark_tick(thickness=2, opacity=0.7, color="currentColor").encode(x=alt.X("max_uses", type="quantitative")),
+        base.mark_circle(size=75, opacity=1, color=drawing.COLOURS[0]).encode(
+            x=alt.X("mean_uses", type="quantitative")
+        ),
+        base.mark_text(align="left", dx=8, fontSize=10).encode(
+            x=alt.X("max_uses", type="quantitative"), text="label:N"
+        ),
+    ).properties(width=WIDTH // len(shown_arms), height=alt.Step(17))
+    whole: alt.TopLevelMixin = chart
+    if len(shown_arms) > 1:
+        whole = chart.facet(column=alt.Column("arm", type="nominal", sort=shown_arms, title=None))
+    caption = (
+        f"{study.basis}. A transcript is all that was said in one conversation. Dot: mean uses per transcript, over "
+        "all transcripts; tick: most uses in one transcript; label: % of transcripts in which it occurs at least once. "
+    )
+    if kind == "word":
+        caption += (
+            f"Words are tokens of {TOKENIZER_VERSION}, lower case, inflections counted apart; without the pronouns, "
+            f"articles, auxiliary verbs, prepositions and conjunctions of {STOP_WORDS_VERSION}."
+        )
+    else:
+        caption += "Emoji are grapheme clusters, skin tones folded together; runs count each emoji."
+    return _Drawn(caption, columns, rows, whole, {"words": data})
+
+
+# By turn and by message
+
+
+def _lengths(study: Study) -> _Drawn:
+    talks = _need([talk for talk in study.valid if talk.messages])
+    columns = ("conversation_id", "arm", "message_index", "turn", "agent", "tokens", "characters", "empty")
+    rows: list[tuple[Any, ...]] = []
+    by_turn: dict[tuple[str, str, int], list[int]] = {}
+    for talk in talks:
+        for message, tokens in zip(talk.messages, talk.tokens, strict=True):
+            index, turn, agent = message["message_index"], message["turn_number"], message["agent_id"]
+            text = message["content"]
+            rows.append((talk.id, talk.arm, index, turn, agent, len(tokens), len(text), not text.strip()))
+            by_turn.setdefault((talk.arm, agent, turn), []).append(len(tokens))
+    drawn = {talk.id for talk in _spread(talks, DRAWN_LINES)}
+    thin = [row for row in _dicts(columns, rows) if row["conversation_id"] in drawn]
+    thick: list[dict[str, Any]] = [
+        {"arm": arm, "agent": agent, "turn": turn, "tokens": fmean(found)}
+        for (arm, agent, turn), found in by_turn.items()
+    ]
+    x = _turns(row["turn"] for row in thick)
+    y = alt.Y("tokens", type="quantitative", scale=alt.Scale(type="symlog"), title="words per message")
+    agents = sorted({row["agent"] for row in thick})
+    dash = alt.StrokeDash("agent", type="nominal", title="agent", legend=None if len(agents) < 2 else alt.Legend())
+    by_arm = drawing.colour("arm", "arm", study.arms)
+    point = len({row["turn"] for row in thick}) == 1
+    chart = alt.layer(
+        alt.Chart(alt.NamedData(name="thin"))
+        .mark_line(strokeWidth=0.7, opacity=0.3)
+        .encode(x=x, y=y, detail="conversation_id:N", color=by_arm, strokeDash=dash),
+        alt.Chart(alt.NamedData(name="thick"))
+        .mark_line(strokeWidth=2.5, point=point)
+        .encode(x=x, y=y, color=by_arm, strokeDash=dash),
+    ).properties(width=WIDTH, height=300)
+    caption = (
+        f"n = {len(talks)} conversations that are not invalid. Thick: mean by arm and agent over those still running at "
+        f"that turn; thin: conversations{_some(talks, DRAWN_LINES)}. A message at 0 is empty or holds no word, such as "
+        "emoji alone."
+    )
+    return _Drawn(caption, columns, rows, chart, {"thin": thin, "thick": thick})
+
+
+def _turns(turns: Iterable[int], axis: alt.Axis | None = _TURN_AXIS) -> alt.X:
+    """The axis of turns, from the first to the last there is, a single one in its middle."""
+    found = list(turns)
+    low, high = min(found), max(found)
+    room = 0.5 if low == high else 0.0
+    scale = alt.Scale(domain=[low - room, high + room], nice=False, zero=False)
+    return alt.X("turn", type="quantitative", title="turn", axis=axis, scale=scale)
+
+
+def _some(items: Sequence[Any], most: int) -> str:
+    return f", {most} of them" if len(items) > most else ""
+
+
+def _vocabulary(study: Study) -> _Drawn:
+    talks = _need([talk for talk in study.valid if talk.messages])
+    columns = ("conversation_id", "arm", "message_index", "tokens", "types")
+    rows: list[tuple[Any, ...]] = []
+    slopes: list[float] = []
+    for talk in talks:
+        seen: set[str] = set()
+        total = 0
+        points: list[tuple[int, int]] = []
+        for message, tokens in zip(talk.messages, talk.tokens, strict=True):
+            total += len(tokens)
+            seen.update(tokens)
+            if tokens:
+                rows.append((talk.id, talk.arm, message["message_index"], total, len(seen)))
+                points.append((total, len(seen)))
+        if total >= 200 and len(points) >= 3:
+            x, y = np.log(np.array(points, dtype=float)).T
+            slopes.append(float(np.polyfit(x, y, 1)[0]))
+    if not rows:
+        raise _Absent("no message holds a word")
+    drawn = {talk.id for talk in _spread(talks, DRAWN_LINES)}
+    data = [row for row in _dicts(columns, rows) if row["conversation_id"] in drawn]
+    log = alt.Scale(type="log", nice=False)
+    chart = (
+        alt.Chart(alt.NamedData(name="growth"))
+        .mark_line(strokeWidth=1.2, opacity=0.6, point=alt.OverlayMarkDef(size=8))
+        .encode(
+            x=alt.X("tokens", type="quantitative", scale=log, title="words so far"),
+            y=alt.Y("types", type="quantitative", scale=log, title="different words so far"),
+            detail="conversation_id:N",
+            color=drawing.colour("arm", "arm", study.arms),
+        )
+        .properties(width=WIDTH, height=320)
+    )
+    slope = (
+        f"Slope of the logarithms (Heaps) over messages: median {median(slopes):.2f} of {len(slopes)} conversations. "
+        if slopes
+        else "No slope: no conversation has 200 words in three messages. "
+    )
+    caption = (
+        f"n = {len(talks)} conversations that are not invalid{_some(talks, DRAWN_LINES)} drawn, both agents together, "
+        f"a point after each message. {slope}A tail that goes flat says nothing new."
+    )
+    return _Drawn(caption, columns, rows, chart, {"growth": data})
+
+
+def _convergence(study: Study) -> _Drawn:
+    talks = _need(study.compared)
+    columns = ("arm", "turn", "n", "mean", "ci_low", "ci_high")
+    values: dict[str, dict[str, dict[int, float]]] = {}
+    corrected = "convergence_index" in study.columns and any(
+        value is not None for talk in talks for value in talk.metric("convergence_index")
+    )
+    for talk in talks:
+        found: dict[int, list[float]] = {}
+        if corrected:
+            for message, value in zip(talk.messages, talk.metric("convergence_index"), strict=True):
+                if value is not None:
+                    found.setdefault(int(message["turn_number"]), []).append(value)
+        else:
+            for row in talk.turns:
+                if row["complete"] and row["convergence"] is not None:
+                    found.setdefault(int(row["turn_number"]), []).append(row["convergence"])
+        values.setdefault(talk.arm, {})[talk.id] = {turn: fmean(each) for turn, each in found.items()}
+    rows: list[tuple[Any, ...]] = []
+    for arm, conversations in values.items():
+        for turn in sorted({turn for each in conversations.values() for turn in each}):
+            at = [each[turn] for each in conversations.values() if turn in each]
+            band = bootstrap(at, seed=SEED, method="percentile", draws=DRAWS)
+            rows.append((arm, turn, len(at), fmean(at), band and band.low, band and band.high))
+    if not rows:
+        raise _Absent("the record holds no convergence: it was made without live metrics")
+    some = {talk.id for talk in _spread(talks, DRAWN_LINES)}
+    thin = [
+        {"conversation_id": name, "arm": arm, "turn": turn, "value": value}
+        for arm, conversations in values.items()
+        for name, each in conversations.items()
+        if name in some
+        for turn, value in each.items()
+    ]
+    x = _turns(row[1] for row in rows)
+    title = "convergence beyond chance" if corrected else "convergence (live score, not corrected for chance)"
+    by_arm = drawing.colour("arm", "arm", study.arms)
+    means = alt.Chart(alt.NamedData(name="means"))
+    layers = [
+        alt.Chart(alt.NamedData(name="thin"))
+        .mark_line(strokeWidth=0.7, opacity=0.3)
+        .encode(x=x, y=alt.Y("value", type="quantitative", title=title), detail="conversation_id:N", color=by_arm),
+        means.mark_area(opacity=0.22).encode(x=x, y=alt.Y("ci_low", type="quantitative"), y2="ci_high", color=by_arm),
+        means.mark_line(strokeWidth=2.5, point=True).encode(x=x, y=alt.Y("mean", type="quantitative"), color=by_arm),
+    ]
+    if corrected:
+        layers.append(
+            alt.Chart(alt.NamedData(name="zero")).mark_rule(strokeDash=[5, 4], opacity=0.7).encode(y="zero:Q")
+        )
+    curves = alt.layer(*layers).properties(width=WIDTH, height=280)
+    running = (
+        means.mark_text(fontSize=10)
+        .encode(
+            x=_turns((row[1] for row in rows), axis=None),
+            y=alt.Y("arm", type="nominal", sort=study.arms, title="n"),
+            text="n:Q",
+            color=by_arm,
+        )
+        .properties(width=WIDTH, height=alt.Step(16))
+    )
+    caption = (
+        f"{study.basis}. Thick: mean by arm, band: 95 % interval from drawing conversations anew (no band below two); "
+        f"thin: conversations{_some(talks, DRAWN_LINES)}. Below: conversations with a value at that turn. "
+    )
+    caption += (
+        "Similarity beyond that of messages which did not answer each other; dashed: chance."
+        if corrected
+        else "Longer messages and a common topic alone raise this score; the corrected one needs at least five "
+        "conversations and their metrics."
+    )
+    data = {"means": _dicts(columns, rows), "thin": thin, "zero": [{"zero": 0}]}
+    return _Drawn(caption, columns, rows, alt.vconcat(curves, running), data)
+
+
+# Likeness
+
+
+def _shingles(tokens: Sequence[str]) -> frozenset[Any]:
+    if len(tokens) < 6:
+        return frozenset((*tokens, " ".join(tokens))) if tokens else frozenset()
+    return frozenset(zip(tokens, tokens[1:], tokens[2:], strict=False))
+
+
+def _recurrences(talk: Talk) -> NDArray[np.float64]:
+    """Trigram Jaccard of every two messages; NaN where both hold no word."""
+    sets = [_shingles(tokens) for tokens in talk.tokens[:LONGEST_PLOT]]
+    found = np.full((len(sets), len(sets)), np.nan)
+    for i, one in enumerate(sets):
+        for j in range(i, len(sets)):
+            other = sets[j]
+            shared = len(one & other)
+            either = len(one) + len(other) - shared
+            if either:
+                found[i, j] = found[j, i] = shared / either
+    return found
+
+
+def _recurrence(study: Study) -> _Drawn:
+    talks = [talk for talk in study.valid if len(talk.messages) > 1]
+    if not talks:
+        raise _Absent("no conversation has two messages")
+    looked_at = _spread(talks, LOOKED_AT)
+    best: tuple[float, Talk, NDArray[np.float64]] | None = None
+    for talk in looked_at:
+        found = _recurrences(talk)
+        others = found[np.triu_indices(len(found), 1)]
+        share = float(np.nanmean(others)) if np.isfinite(others).any() else -1.0
+        if best is None or share > best[0]:
+            best = share, talk, found
+    assert best is not None
+    share, talk, found = best
+    if share < 0:
+        raise _Absent("no message holds a word")
+    columns = ("conversation_id", "message", "other_message", "jaccard")
+    rows = [
+        (talk.id, talk.messages[i]["message_index"], talk.messages[j]["message_index"], float(found[i, j]))
+        for i in range(len(found))
+        for j in range(len(found))
+        if np.isfinite(found[i, j])
+    ]
+    data = [row for row in _dicts(columns, rows) if row["jaccard"] >= 0.02]
+    side = max(160, min(460, 12 * len(found)))
+    labels = alt.Axis(labelOverlap=True, labelAngle=0)
+    chart = (
+        alt.Chart(alt.NamedData(name="pairs"))
+        .mark_rect(color=drawing.COLOURS[0])
+        .encode(
+            x=alt.X("message", type="ordinal", title="message", axis=labels),
+            y=alt.Y("other_message", type="ordinal", title="message", axis=labels),
+            opacity=alt.Opacity(
+                "jaccard",
+                type="quantitative",
+                scale=alt.Scale(domain=[0, 1], range=[0.03, 1]),
+                title="shared trigrams (Jaccard)",
+            ),
+        )
+        .properties(width=side, height=side)
+    )
+    caption = (
+        f"Conversation {talk.id}, the most repetitive of the {len(looked_at)} looked at"
+        + (f", its first {LONGEST_PLOT} messages" if len(talk.messages) > LONGEST_PLOT else "")
+        + ". Each cell: how many word trigrams two messages share (below six words: words). A loop shows as lines "
+        "beside the diagonal; their distance is its period. Cells below 0.02 are left white."
+    )
+    return _Drawn(caption, columns, rows, chart, {"pairs": data})
+
+
+def _similarity(study: Study) -> _Drawn:
+    talks = [talk for talk in study.compared if any(talk.tokens)]
+    if len(talks) < 2:
+        raise _Absent("it takes two conversations with words to compare")
+    bags = [Counter(word for tokens in _last_third(talk.tokens) for word in tokens) for talk in talks]
+    kept = [(talk, bag) for talk, bag in zip(talks, bags, strict=True) if bag]
+    if len(kept) < 2:
+        raise _Absent("fewer than two conversations end with words")
+    places = {word: place for place, word in enumerate(dict.fromkeys(word for _, bag in kept for word in bag))}
+    vectors = np.zeros((len(kept), len(places)), dtype=np.float32)
+    for row, (_, bag) in enumerate(kept):
+        vectors[row, [places[word] for word in bag]] = list(bag.values())
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    cosines = np.minimum(1.0, vectors @ vectors.T)
+    order = sorted(range(len(kept)), key=lambda place: (study.arms.index(kept[place][0].arm), place))
+    columns = ("conversation_id", "arm", "other_conversation_id", "other_arm", "cosine")
+    rows = [
+        (kept[i][0].id, kept[i][0].arm, kept[j][0].id, kept[j][0].arm, round(float(cosines[i, j]), 6))
+        for i in order
+        for j in order
+        if i != j
+    ]
+    drawn = [kept[place][0].id for place in _spread(order, DRAWN_CELLS)]
+    wanted = set(drawn)
+    data = [row for row in _dicts(columns, rows) if {row["conversation_id"], row["other_conversation_id"]} <= wanted]
+    side = max(160, min(460, 16 * len(drawn)))
+    labels = alt.Axis(labelOverlap=True, labelFontSize=9)
+    chart = (
+        alt.Chart(alt.NamedData(name="pairs"))
+        .mark_rect(color=drawing.COLOURS[0])
+        .encode(
+            x=alt.X("conversation_id", type="nominal", sort=drawn, title=None, axis=labels),
+            y=alt.Y("other_conversation_id", type="nominal", sort=drawn, title=None, axis=labels),
+            opacity=alt.Opacity(
+                "cosine", type="quantitative", scale=alt.Scale(domain=[0, 1], range=[0.03, 1]), title="cosine"
+            ),
+        )
+        .properties(width=side, height=side)
+    )
+    within = [row[4] for row in rows if row[1] == row[3]]
+    between = [row[4] for row in rows if row[1] != row[3]]
+    means = f"Mean within an arm {fmean(within):.2f}" if within else ""
+    means += f", between arms {fmean(between):.2f}" if between and within else ""
+    caption = (
+        f"{study.basis}. Cosine of word counts over the last third of the messages, all words counted, ordered by arm"
+        f"{_some(kept, DRAWN_CELLS)}. {means + '. ' if means else ''}Conversations about one topic share words anyway."
+    )
+    return _Drawn(caption, columns, rows, chart, {"pairs": data})
+
+
+def _last_third(items: Sequence[Any]) -> Sequence[Any]:
+    return items[len(items) - max(1, -(-len(items) // 3)) :]
+
+
+# Ends
+
+
+def _shares(study: Study, label: str, told: Callable[[Talk], str], talks: Sequence[Talk], what: str) -> _Drawn:
+    columns = ("arm", label, "conversations", "of", "share", "ci_low", "ci_high")
+    rows: list[tuple[Any, ...]] = []
+    ends = [name for name, _ in Counter(told(talk) for talk in talks).most_common()]
+    for arm in study.arms:
+        found = Counter(told(talk) for talk in talks if talk.arm == arm)
+        n = found.total()
+        for end in ends:
+            if n:
+                interval = wilson(found[end], n)
+                assert interval is not None, "there are trials"
+                rows.append((arm, end, found[end], n, found[end] / n, interval.low, interval.high))
+    data = _dicts(columns, rows)
+    for row in data:
+        row["counted"] = f"{row['conversations']} of {row['of']}"
+    share = alt.X(
+        "share",
+        type="quantitative",
+        scale=alt.Scale(domain=[0, 1]),
+        axis=alt.Axis(format="%"),
+        title="share of conversations",
+    )
+    y = alt.Y(label, type="nominal", sort=ends, title=None)
+    offset = alt.YOffset("arm", type="nominal", sort=study.arms)
+    base = alt.Chart(alt.NamedData(name="shares")).encode(y=y, yOffset=offset)
+    step = alt.Step(22 if len(study.arms) == 1 else 15, **{"for": "offset" if len(study.arms) > 1 else "position"})
+    chart = alt.layer(
+        base.mark_bar(opacity=0.75).encode(x=share, color=drawing.colour("arm", "arm", study.arms)),
+        base.mark_rule(strokeWidth=1.5).encode(x=alt.X("ci_low", type="quantitative"), x2="ci_high"),
+        base.mark_text(align="left", dx=5, fontSize=10).encode(
+            x=alt.X("ci_high", type="quantitative"), text="counted:N"
+        ),
+    ).properties(width=WIDTH - 120, height=step)
+    caption = f"n = {len(talks)} conversations that are not invalid, {what}. Lines: 95 % intervals (Wilson)."
+    return _Drawn(caption, columns, rows, chart, {"shares": data})
+
+
+def _ending(talk: Talk) -> str:
+    reason = talk.row["end_reason"]
+    status = str(talk.row["status"])
+    return status if reason is None else f"{status}: {str(reason).replace('_', ' ')}"
+
+
+def _end_reasons(study: Study) -> _Drawn:
+    if not study.valid:
+        raise _Absent("no conversation has begun")
+    return _shares(study, "end", _ending, study.valid, "by how they ended")
+
+
+def _states(study: Study) -> list[Talk]:
+    talks = [talk for talk in study.valid if any(state is not None for state in talk.metric("state"))]
+    if not talks:
+        raise _Absent("the database holds no states: the conversations were run without live metrics")
+    return talks
+
+
+def _last_state(talk: Talk) -> str:
+    return str([state for state in talk.metric("state") if state is not None][-1]).replace("_", " ")
+
+
+def _end_states(study: Study) -> _Drawn:
+    return _shares(study, "state", _last_state, _states(study), "by the state of their last message")
+
+
+def _first_passage(talk: Talk) -> tuple[int, bool]:
+    """The turn of the first message outside `normal`, or the last turn and False."""
+    last = 0
+    for message, state in zip(talk.messages, talk.metric("state"), strict=True):
+        last = int(message["turn_number"])
+        if state not in (None, "normal"):
+            return last, True
+    return last, False
+
+
+def _raster(study: Study) -> _Drawn:
+    talks = sorted(_states(study), key=lambda talk: (*_sort_key(talk), talk.id))
+    columns = ("conversation_id", "arm", "message_index", "turn", "state", "end")
+    rows: list[tuple[Any, ...]] = []
+    runs: list[dict[str, Any]] = []
+    shown = _spread(talks, DRAWN_RASTER)
+    drawn = {talk.id for talk in shown}
+    for talk in talks:
+        for message, state in zip(talk.messages, talk.metric("state"), strict=True):
+            index = message["message_index"]
+            rows.append((talk.id, talk.arm, index, message["turn_number"], state, _ending(talk)))
+            name = "not known" if state is None else str(state).replace("_", " ")
+            if talk.id not in drawn:
+                continue
+            if runs and runs[-1]["conversation_id"] == talk.id and runs[-1]["state"] == name:
+                runs[-1]["end"] = index + 1
+            else:
+                runs.append({"conversation_id": talk.id, "state": name, "start": index, "end": index + 1})
+    order = [talk.id for talk in shown]
+    states = ["normal", *sorted({run["state"] for run in runs} - {"normal"})]
+    palette = ["#8a8f9855", *(drawing.COLOURS[place % 7] for place in range(len(states) - 1))]
+    y = alt.Y("conversation_id", type="nominal", sort=order, title=None, axis=alt.Axis(labelFontSize=9))
+    furthest = max(run["end"] for run in runs)
+    chart = alt.layer(
+        alt.Chart(alt.NamedData(name="runs"))
+        .mark_bar(cornerRadius=0)
+        .encode(
+            x=alt.X("start", type="quantitative", title="message", scale=alt.Scale(domain=[0, furthest], nice=False)),
+            x2="end",
+            y=y,
+            color=alt.Color(
+                "state",
+                type="nominal",
+                scale=alt.Scale(domain=states, range=palette),
+                legend=alt.Legend(title="state"),
+            ),
+        ),
+        alt.Chart(alt.NamedData(name="ends"))
+        .mark_text(align="left", dx=4, fontSize=9)
+        .encode(x=alt.X("at", type="quantitative"), y=y, text="told:N"),
+    ).properties(width=WIDTH - 160, height=alt.Step(max(6, min(16, 900 // len(order)))))
+    ends = [{"conversation_id": talk.id, "at": furthest, "told": _ending(talk)} for talk in shown]
+    caption = (
+        f"n = {len(talks)} conversations that are not invalid{_some(talks, DRAWN_RASTER)}, one row each, sorted by the "
+        "first message outside the normal state. At the right: how it ended."
+    )
+    return _Drawn(caption, columns, rows, chart, {"runs": runs, "ends": ends})
+
+
+def _sort_key(talk: Talk) -> tuple[int, int]:
+    turn, entered = _first_passage(talk)
+    return (0, turn) if entered else (1, -turn)
+
+
+def _survival(study: Study) -> _Drawn:
+    talks = _states(study)
+    columns = ("arm", "turn", "at_risk", "entered", "censored", "without_state", "ci_low", "ci_high")
+    rows: list[tuple[Any, ...]] = []
+    entered = 0
+    for arm in study.arms:
+        passages = [_first_passage(talk) for talk in talks if talk.arm == arm]
+        if not passages:
+            continue
+        entered += sum(had for _, had in passages)
+        curve = kaplan_meier([turn for turn, _ in passages], [had for _, had in passages])
+        rows.append((arm, 0, len(passages), 0, 0, 1.0, None, None))
+        for place, time in enumerate(curve.times):
+            band = curve.intervals[place]
+            counts = (curve.at_risk[place], curve.events[place], curve.censored[place])
+            rows.append((arm, int(time), *counts, curve.survival[place], band and band.low, band and band.high))
+    data = _dicts(columns, rows)
+    x = _turns(row[1] for row in rows)
+    y = alt.Y("without_state", type="quantitative", scale=alt.Scale(domain=[0, 1]), title="still in the normal state")
+    by_arm = drawing.colour("arm", "arm", study.arms)
+    base = alt.Chart(alt.NamedData(name="curve"))
+    chart = alt.layer(
+        base.mark_area(opacity=0.15, interpolate="step-after").encode(
+            x=x, y=alt.Y("ci_low", type="quantitative"), y2="ci_high", color=by_arm
+        ),
+        base.mark_line(interpolate="step-after", strokeWidth=2).encode(x=x, y=y, color=by_arm),
+        base.transform_filter("datum.censored > 0")
+        .mark_tick(orient="vertical", thickness=1.5, height=12)
+        .encode(x=x, y=y, color=by_arm),
+    ).properties(width=WIDTH, height=300)
+    caption = (
+        f"Kaplan-Meier estimate, n = {len(talks)} conversations that are not invalid, of which {entered} left the "
+        "normal state. Event: the first message in any other state. Ticks: conversations that ended without one, for "
+        "whatever reason, counted as censored. Bands: 95 %, log(-log)."
+    )
+    return _Drawn(caption, columns, rows, chart, {"curve": data})
+
+
+# Time and money
+
+
+def _latency(study: Study) -> _Drawn:
+    columns = ("conversation_id", "message_index", "model", "ttft_ms", "duration_ms", "queued_ms", "tokens_per_s")
+    rows: list[tuple[Any, ...]] = []
+    times: dict[tuple[str, str], list[float]] = {}
+    for talk in study.valid:
+        for message in talk.messages:
+            if message["cached"]:
+                continue  # nobody was asked
+            model = message["model_requested"] or talk.agents.get(message["agent_id"], {}).get("model") or "not known"
+            measured = [message[name] for name in columns[3:]]
+            if any(value is not None for value in measured):
+                rows.append((talk.id, message["message_index"], model, *measured))
+            for what, value in (("first token", message["ttft_ms"]), ("whole reply", message["duration_ms"])):
+                if value is not None:
+                    times.setdefault((model, what), []).append(value)
+    if not times:
+        raise _Absent("no reply has a time in the record")
+    data = [
+        {"model": model, "what": what, "seconds": found[place] / 1000, "share": (place + 1) / len(found)}
+        for (model, what), unsorted in times.items()
+        for found in [sorted(unsorted)]
+        for place in [*_spread(range(len(found)), 200), len(found) - 1]
+    ]
+    models = sorted({model for model, _ in times})
+    least = min((row["seconds"] for row in data if row["seconds"] > 0), default=1.0)
+    chart = (
+        alt.Chart(alt.NamedData(name="times"))
+        .mark_line(interpolate="step-after", strokeWidth=2)
+        .encode(
+            x=alt.X(
+                "seconds", type="quantitative", scale=alt.Scale(type="symlog", constant=least), title="seconds (log)"
+            ),
+            y=alt.Y("share", type="quantitative", title="share of replies", axis=alt.Axis(format="%")),
+            color=drawing.colour("model", "model", models),
+            strokeDash=alt.StrokeDash("what", type="nominal", title=None, sort=["whole reply", "first token"]),
+        )
+        .properties(width=WIDTH, height=260)
+    )
+    middle = ", ".join(
+        f"{model} {what} {median(found) / 1000:.3g} s" for (model, what), found in sorted(times.items())[:8]
+    )
+    caption = f"{len(rows)} replies, without waiting under a limit, retries and cached ones. Medians: {middle}."
+    return _Drawn(caption, columns, rows, chart, {"times": data})
+
+
+def _cost(study: Study) -> _Drawn:
+    columns = ("conversation_id", "arm", "cost_usd", "prompt_tokens", "completion_tokens")
+    rows = [
+        (talk.id, talk.arm, talk.row["cost_usd"], talk.row["prompt_tokens"], talk.row["completion_tokens"])
+        for talk in study.all
+    ]
+    known = [row for row in _dicts(columns, rows) if row["cost_usd"] is not None]
+    if not known:
+        raise _Absent("no conversation has begun" if not rows else "the price of no conversation is known")
+    chart = (
+        alt.Chart(alt.NamedData(name="costs"))
+        .mark_circle(size=60, opacity=0.55)
+        .encode(
+            x=alt.X("cost_usd", type="quantitative", title="USD per conversation"),
+            y=alt.Y("arm", type="nominal", title=None),
+            color=drawing.colour("arm", "arm", study.arms),
+        )
+        .properties(width=WIDTH, height=alt.Step(28))
+    )
+    costs = [row["cost_usd"] for row in known]
+    caption = (
+        f"In all ${sum(costs):,.4f} for {len(costs)} conversations, invalid ones included; "
+        f"median ${median(costs):,.4f}."
+    )
+    if len(known) < len(rows):
+        caption += f" Of {len(rows) - len(known)} the price is not known."
+    return _Drawn(caption, columns, rows, chart, {"costs": known})
+
+
+def _word_figure(study: Study) -> _Drawn:
+    return _words(study, "word")
+
+
+def _emoji_figure(study: Study) -> _Drawn:
+    return _words(study, "emoji")
+
+
+FIGURES: Mapping[str, tuple[str, Callable[[Study], _Drawn]]] = {
+    "words": ("Words per transcript", _word_figure),
+    "emoji": ("Emoji per transcript", _emoji_figure),
+    "state_raster": ("States, message by message", _raster),
+    "end_reasons": ("How conversations ended", _end_reasons),
+    "end_states": ("In which state they ended", _end_states),
+    "survival": ("Turns until the first attractor state", _survival),
+    "convergence": ("Convergence by turn", _convergence),
+    "message_lengths": ("Message lengths", _lengths),
+    "vocabulary_growth": ("Vocabulary growth", _vocabulary),
+    "self_recurrence": ("Recurrence within a conversation", _recurrence),
+    "similarity": ("Likeness of conversations", _similarity),
+    "latency": ("Latency", _latency),
+    "cost": ("Cost", _cost),
+}
+"""By name, in the order of the report: the title and what makes it."""

@@ -1,0 +1,184 @@
+"""The notebook of an experiment: it asks the database, and shows how to ask it."""
+
+from typing import Any
+
+import nbformat
+
+from pidgin_cli.eventlog.manifest import Manifest
+
+from .text import inline
+
+__all__ = ["notebook"]
+
+_nbformat: Any = nbformat
+"""It comes without types."""
+_new = _nbformat.v4
+
+# What stands in the cells is fixed text; of an experiment only its id goes into code, which is [a-z0-9]{8}.
+
+_CELLS: tuple[tuple[str, str], ...] = (
+    (
+        "code",
+        """import duckdb
+import matplotlib.pyplot as plt
+import numpy as np
+
+EXPERIMENT = "{experiment_id}"
+con = duckdb.connect("../experiments.duckdb", read_only=True)""",
+    ),
+    (
+        "code",
+        """def ask(sql, *values):
+    \"\"\"An answer as columns: a dict of numpy arrays, NULL as NaN or None.\"\"\"
+    answer = con.execute(sql, [EXPERIMENT, *values])
+    names = [column[0] for column in answer.description]
+    rows = answer.fetchall()
+    return {{name: np.array([row[i] for row in rows]) for i, name in enumerate(names)}}
+
+
+def show(sql, *values):
+    con.sql(sql, params=[EXPERIMENT, *values]).show(max_width=160)""",
+    ),
+    ("markdown", "## What happened\n\nThe conversation is the unit of everything below, not the message."),
+    (
+        "code",
+        '''show("""
+    SELECT status, conversations, arms, completed, failed, invalid, notable, messages, tokens, cost_usd
+    FROM dashboard WHERE experiment_id = ?
+""")''',
+    ),
+    (
+        "code",
+        '''show("""
+    SELECT conversation_id, arm, status, end_reason, turns, messages, invalid, notable, cost_usd
+    FROM conversations WHERE experiment_id = ? ORDER BY length(conversation_id), conversation_id
+""")''',
+    ),
+    (
+        "markdown",
+        "## How they ended\n\nShares with 95 % intervals (Wilson). Invalid conversations are left out of statistics.",
+    ),
+    (
+        "code",
+        '''from pidgin_cli.metrics.statistics import wilson
+
+ends = ask("""
+    SELECT coalesce(end_reason, status) AS reason, count(*) AS n FROM conversations
+    WHERE experiment_id = ? AND NOT coalesce(invalid, false) GROUP BY ALL ORDER BY n
+""")
+total = int(sum(ends["n"]))''',
+    ),
+    (
+        "code",
+        """fig, ax = plt.subplots(figsize=(7, 1 + 0.5 * len(ends["n"])))
+for place, (reason, n) in enumerate(zip(ends["reason"], ends["n"])):
+    low, high = wilson(int(n), total)
+    ax.barh(place, n / total, color="tab:blue", alpha=0.6)
+    ax.plot([low, high], [place, place], color="black")
+ax.set_yticks(range(len(ends["n"])), [f"{{r}} ({{n}})" for r, n in zip(ends["reason"], ends["n"])])
+ax.set(xlim=(0, 1), xlabel=f"share of {{total}} conversations")
+plt.show()""",
+    ),
+    ("markdown", "## Message lengths\n\nThin: conversations. Thick: the mean at each turn."),
+    (
+        "code",
+        '''lengths = ask("""
+    SELECT conversation_id, turn_number, avg(length(content)) AS characters
+    FROM messages JOIN conversations c USING (conversation_id)
+    WHERE c.experiment_id = ? AND NOT coalesce(c.invalid, false)
+    GROUP BY ALL ORDER BY conversation_id, turn_number
+""")''',
+    ),
+    (
+        "code",
+        """fig, ax = plt.subplots(figsize=(8, 4))
+turns, characters = lengths["turn_number"], lengths["characters"]
+for name in np.unique(lengths["conversation_id"]):
+    own = lengths["conversation_id"] == name
+    ax.plot(turns[own], characters[own], color="tab:blue", alpha=0.25, linewidth=0.8)
+means = [characters[turns == turn].mean() for turn in np.unique(turns)]
+ax.plot(np.unique(turns), means, color="tab:blue", linewidth=2.5, marker="o", markersize=3)
+ax.set(xlabel="turn", ylabel="characters per message", ylim=(0, None))
+plt.show()""",
+    ),
+    (
+        "markdown",
+        "## Words\n\nMean uses per transcript, share of transcripts, median and most in one. The mean alone misleads:\n"
+        "one transcript can hold most uses of a word.",
+    ),
+    (
+        "code",
+        '''from pidgin_cli.metrics.words import stop_words
+
+words = """
+    WITH talks AS (
+        SELECT conversation_id FROM conversations WHERE experiment_id = ? AND NOT coalesce(invalid, false)
+    ), used AS (
+        SELECT conversation_id, word, sum(uses)::BIGINT AS uses FROM word_uses SEMI JOIN talks USING (conversation_id)
+        WHERE kind = ? AND NOT list_contains(?, word) GROUP BY ALL
+    ), often AS (SELECT word FROM used GROUP BY word ORDER BY sum(uses) DESC, word LIMIT 20)
+    SELECT word, avg(coalesce(uses, 0)) AS mean, 100 * count(uses) / count(*) AS percent_of_transcripts,
+           median(coalesce(uses, 0)) AS median, max(uses) AS max
+    FROM talks CROSS JOIN often LEFT JOIN used USING (conversation_id, word)
+    GROUP BY word ORDER BY mean DESC, word
+"""
+show(words, "word", sorted(stop_words()))''',
+    ),
+    ("code", 'show(words, "emoji", [])'),
+    (
+        "markdown",
+        "## Measures by arm\n\nOver valid conversations: number, mean, standard deviation, median and the 95 %\n"
+        "interval of the mean. `SELECT DISTINCT measure FROM arm_statistics` lists what there is.",
+    ),
+    (
+        "code",
+        '''MEASURES = ["messages", "message_chars", "final_convergence", "mattr_50"]
+MEASURES += ["novelty_4gram", "copied_span_share", "emoji_count"]
+show("""
+    SELECT arm, measure, n, mean, sd, median, ci_low, ci_high, left_out FROM arm_statistics
+    WHERE experiment_id = ? AND n > 0 AND list_contains(?, measure) ORDER BY measure, arm
+""", MEASURES)''',
+    ),
+    ("markdown", "## Convergence\n\nThe live score, where the record holds it; not corrected for chance."),
+    (
+        "code",
+        '''trend = ask("""
+    SELECT arm, turn_number, n, mean, ci_low, ci_high FROM convergence_trends
+    WHERE experiment_id = ? AND mean IS NOT NULL ORDER BY arm, turn_number
+""")
+fig, ax = plt.subplots(figsize=(8, 4))
+for arm in np.unique(trend["arm"]):
+    own = trend["arm"] == arm
+    label = arm.replace("$", r"\\$") or "all"
+    ax.plot(trend["turn_number"][own], trend["mean"][own].astype(float), marker="o", markersize=3, label=label)
+    low, high = (trend[name][own].astype(float) for name in ("ci_low", "ci_high"))
+    ax.fill_between(trend["turn_number"][own].astype(int), low, high, alpha=0.2)
+if len(trend["arm"]):
+    ax.legend()
+ax.set(xlabel="turn", ylabel="convergence", ylim=(0, 1))
+plt.show()''',
+    ),
+    (
+        "markdown",
+        '## Going on\n\n- what there is: `con.sql("SHOW TABLES").show()`, `con.sql("DESCRIBE messages").show()`\n'
+        '- what was said: `show("SELECT agent_id, content FROM messages WHERE experiment_id = ? LIMIT 4")`\n'
+        "- arms against each other, with intervals and corrections: `pidgin compare`\n"
+        "- this file is made anew by `pidgin notebook`: save a copy under another name to keep what you change",
+    ),
+)
+
+
+def notebook(manifest: Manifest) -> str:
+    """The notebook of an experiment, without outputs; the same text every time."""
+    title = (
+        f"# {inline(manifest.name or manifest.experiment_id)}\n\nExperiment {manifest.experiment_id}, made by Pidgin."
+    )
+    cells: list[Any] = []
+    for place, (kind, source) in enumerate((("markdown", title), *_CELLS)):
+        make = _new.new_code_cell if kind == "code" else _new.new_markdown_cell
+        text = source.format(experiment_id=manifest.experiment_id) if kind == "code" else source
+        cells.append(make(source=text, id=f"cell-{place}"))
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    made = _new.new_notebook(cells=cells, metadata={"kernelspec": kernel, "language_info": {"name": "python"}})
+    _nbformat.validate(made)
+    return str(_nbformat.writes(made)) + "\n"

@@ -1,0 +1,128 @@
+"""Text that models and people wrote, on its way into Markdown and HTML.
+
+What a renderer acts on is escaped, what nobody can see is made visible, and nothing is left out: every word of the
+record can be read back from what stands here.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+__all__ = ["Markdown", "fenced", "inline", "prose", "quoted", "table", "visible"]
+
+_PICTURES = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: "\u2421"}
+_NAMED = (*range(0x80, 0xA0), 0x061C, 0x200E, 0x200F, 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_VISIBLE = (
+    _PICTURES | {code: f"⟨U+{code:04X}⟩" for code in (*_NAMED, 0xFEFF)} | dict.fromkeys(range(0xD800, 0xE000), "\ufffd")
+)
+
+_SPECIAL = re.compile(r"[\\`*_\[\]#|~$^]")
+_BEGINNING = re.compile(r"(?P<mark>[-+=]|(?P<number>\d{1,9})(?P<after>[.)]))")
+_LINK = re.compile(r"(?P<scheme>https?|ftp):(?=//)|(?P<www>www)\.", re.IGNORECASE)
+_BLANKS = {" ": "&nbsp;", "\t": "&emsp;"}
+_FENCE = re.compile(r" {0,3}(?P<fence>`{3,}|~{3,})(?P<rest>.*)")
+
+
+class Markdown(str):
+    """Text that is Markdown already and is not escaped again."""
+
+    __slots__ = ()
+
+
+def visible(text: str) -> str:
+    """`text` with nothing in it that cannot be seen.
+
+    Control characters other than line ends and tabs show as their pictures (U+2400 block); those without one, and the
+    marks that turn the direction of writing, show as ⟨U+…⟩.
+    """
+    return text.translate(_VISIBLE)
+
+
+def _escaped(line: str) -> str:
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    line = _SPECIAL.sub(r"\\\g<0>", line)
+    return _LINK.sub(lambda found: f"{found['scheme']}&#58;" if found["scheme"] else f"{found['www']}&#46;", line)
+
+
+def inline(text: str) -> Markdown:
+    """`text` within a line of Markdown: a heading, a cell of a table. Line ends show as ⏎."""
+    return Markdown(_begun(_flat(text)))
+
+
+def _flat(text: str) -> str:
+    return _escaped(visible(text).replace("\n", " ⏎ ").replace("\t", " "))
+
+
+def _begun(line: str) -> str:
+    if found := _BEGINNING.match(line):
+        if found["number"] is not None:
+            return f"{found['number']}\\{found['after']}{line[found.end() :]}"
+        return "\\" + line
+    return line
+
+
+def _line(line: str) -> str:
+    words = line.lstrip(" \t")
+    indent = "".join(_BLANKS[char] for char in line[: len(line) - len(words)])
+    return indent + (_escaped(words) if indent else _begun(_escaped(words)))
+
+
+def fenced(text: str, language: str = "") -> Markdown:
+    """`text` as a block of code. Its fence is longer than anything in it that looks like one."""
+    shown = visible(text)
+    longest = max((len(run) for run in re.findall("`{3,}", shown)), default=2)
+    fence = "`" * (longest + 1)
+    return Markdown(f"{fence}{language}\n{shown}\n{fence}")
+
+
+def prose(text: str) -> Markdown:
+    """`text` as Markdown that renders as what was written, line by line; blocks of code stay blocks of code."""
+    return Markdown("\n".join(_blocks(visible(text).split("\n"))))
+
+
+def _blocks(lines: Sequence[str]) -> Iterator[str]:
+    at = 0
+    while at < len(lines):
+        opening = _FENCE.fullmatch(lines[at])
+        if opening is not None and not ("`" in opening["rest"] and opening["fence"].startswith("`")):
+            end = _closing(lines, at + 1, opening["fence"])
+            if at:
+                yield ""
+            yield fenced("\n".join(lines[at:end]))
+            if end < len(lines):
+                yield ""
+            at = end
+            continue
+        line = _line(lines[at])
+        at += 1
+        more = at < len(lines) and lines[at].strip() and line.strip()
+        yield line + "  " if more else line
+
+
+def _closing(lines: Sequence[str], at: int, fence: str) -> int:
+    """The line after the block that `fence` opens; without a closing fence it goes on to the end."""
+    closing = re.compile(rf" {{0,3}}{re.escape(fence[0])}{{{len(fence)},}}[ \t]*")
+    for place in range(at, len(lines)):
+        if closing.fullmatch(lines[place]):
+            return place + 1
+    return len(lines)
+
+
+def quoted(markdown: str) -> Markdown:
+    """Markdown within a block quote."""
+    return Markdown("\n".join(f"> {line}" if line else ">" for line in markdown.split("\n")))
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], *, left: int = 1) -> Markdown:
+    """A table. Cells are escaped unless they are `Markdown`; None is empty. The first `left` columns are flush left."""
+    lines = [
+        "| " + " | ".join(head) + " |",
+        "|" + "|".join(" --- " if place < left else " ---: " for place in range(len(head))) + "|",
+    ]
+    lines += ["| " + " | ".join(_cell(value) for value in row) + " |" for row in rows]
+    return Markdown("\n".join(lines))
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, Markdown) else _flat(str(value))
