@@ -172,6 +172,8 @@ def of_kind(events: Sequence[Event], *kinds: type[Event]) -> list[Any]:
 # What an interruption may not change
 
 OWN_TO_A_RUN = {"event_id", "seq", "timestamp", "experiment_id", "conversation_id", "timing", "request_id", "attempt"}
+MEASURED_TIMES = {"latency_ms", "ttft_ms", "tokens_per_s"}
+"""The metrics of a message that are taken with a clock; all others come from what was said."""
 
 
 def plain(event: Event) -> dict[str, Any]:
@@ -179,6 +181,11 @@ def plain(event: Event) -> dict[str, Any]:
     fields = {name: value for name, value in msgspec.to_builtins(event).items() if name not in OWN_TO_A_RUN}
     if "message" in fields:
         fields["message"].pop("id")
+    if isinstance(event, TurnCompleteEvent):
+        for values in fields["metrics"]["messages"].values():
+            assert values.keys() >= MEASURED_TIMES
+            for name in MEASURED_TIMES:
+                del values[name]
     return fields
 
 

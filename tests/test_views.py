@@ -57,8 +57,9 @@ class Bench:
         self.views = {agent.id: self.fresh(agent) for agent in spec.agents}
         self.turn = 0
 
-    def fresh(self, agent: Agent, state: ConversationState | None = None) -> ConversationView:
-        return ConversationView(agent, self.spec, self.history, self.names, state)
+    def fresh(self, agent: Agent, like: ConversationView | None = None) -> ConversationView:
+        given = (like.state, like.signed_from) if like else ()
+        return ConversationView(agent, self.spec, self.history, self.names, *given)
 
     def add(self, role: Role, content: str, **fields: Any) -> None:
         self.history.append(ConversationTurn(role=role, content=content, **({"turn_number": self.turn} | fields)))
@@ -466,7 +467,7 @@ def test_a_compacted_view_grows_like_one_built_anew(case: tuple[Bench, list[Step
         for agent in bench.spec.agents:
             view = bench.views[agent.id]
             sent = view.sent()
-            assert sent == bench.fresh(agent, view.state).sent()
+            assert sent == bench.fresh(agent, view).sent()
             assert sent.messages[0].role is Role.USER
             assert all(
                 other.role is not one.role or Role.TOOL in (one.role, other.role)

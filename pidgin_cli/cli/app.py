@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -954,7 +954,9 @@ def query(sql: str, output: Path | None, as_json: bool, as_csv: bool, as_parquet
 
     if as_json + as_csv + as_parquet > 1:
         raise click.UsageError("--json, --csv and --parquet are three ways to give the same; choose one.")
-    kind = "json" if as_json else "csv" if as_csv else "parquet" if as_parquet else "table"
+    kind: Literal["table", "json", "csv", "parquet"] = "table"
+    if as_json or as_csv or as_parquet:
+        kind = "json" if as_json else "csv" if as_csv else "parquet"
     ask_database(sql, output, kind=kind, to=to)
 
 

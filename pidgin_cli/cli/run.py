@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -238,6 +239,7 @@ async def _run(root: OutputRoot, folder: ExperimentFolder, options: dict[str, An
     try:
         with logged(root, folder, screen.notice), _signals(runner, screen):
             await pool.warm_up(_models(conversations.values()))
+            gc.freeze()  # what was imported stays; looking through it for cycles would cost every message
             drawing = asyncio.create_task(screen.draw(runner, conversations, chosen))
             try:
                 await runner.run()

@@ -157,6 +157,7 @@ class ConversationView:
         history: ConversationHistory,
         names: dict[str, str],
         state: ConversationState | None = None,
+        signed_from: int = 0,
     ) -> None:
         """`names` maps agent ids to the names that labels show; it may still change until the first turn."""
         self.agent = agent
@@ -164,8 +165,8 @@ class ConversationView:
         self._history = history
         self._names = names
         self._prompt_swapped = False
-        self._signed_from = 0
-        """The first of its messages whose signatures still hold."""
+        self.signed_from = signed_from
+        """The first message whose signatures of thinking still hold."""
         self._rebuild(state or ConversationState(pinned=spec.context.pinned))
 
     def _rebuild(self, state: ConversationState) -> None:
@@ -204,7 +205,7 @@ class ConversationView:
 
     def _begin_anew(self, state: ConversationState) -> None:
         # Vendors sign thoughts together with all that came before them, and refuse signatures of another beginning.
-        self._signed_from = self._history.messages
+        self.signed_from = self._history.messages
         self._rebuild(state)
 
     def reread(self) -> None:
@@ -326,7 +327,7 @@ class ConversationView:
         self._open, self._held, self._held_system = [], [], []
 
     def _own_thinking(self, entry: ConversationTurn) -> tuple[ThinkingBlock, ...]:
-        if entry.model in (None, self.agent.model) and (entry.message_index or 0) >= self._signed_from:
+        if entry.model in (None, self.agent.model) and (entry.message_index or 0) >= self.signed_from:
             return entry.thinking
         return tuple(ThinkingBlock(block.text) for block in entry.thinking if block.text and not block.redacted)
 

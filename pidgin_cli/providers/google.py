@@ -36,7 +36,7 @@ from pidgin_cli.core.types import (
     UsageDelta,
 )
 
-from .base import Timeouts
+from .base import Embedded, Timeouts
 from .registry import PROVIDERS, ProviderInfo
 from .wire import CUT_OFF, api_key, arguments_of, base_url, error_class, message_in, one_line, retry_after_s, unfinished
 
@@ -173,6 +173,18 @@ class GoogleProvider:
             # The SDK's own fields change the spelling of some, and know only the levels of the day.
             http_options=types.HttpOptions(extra_body=self.effective_parameters(request)),
         )
+
+    async def embed(self, model: str, texts: Sequence[str]) -> Embedded:
+        """See `base.Embeds`. The API says nothing of tokens."""
+        opened: list[httpx2.Response] = []
+        _opened.set(opened)
+        with self._translating(opened):
+            found = await self._client.aio.models.embed_content(
+                model=model,
+                contents=[types.Content(parts=[types.Part(text=text)]) for text in texts],
+                config=types.EmbedContentConfig(task_type="SEMANTIC_SIMILARITY"),
+            )
+            return Embedded([each.values or [] for each in found.embeddings or ()])
 
     async def served_models(self) -> list[str]:
         """Names of the models that the key may use."""

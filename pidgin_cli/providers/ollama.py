@@ -3,7 +3,7 @@
 import asyncio
 import os
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Any, NamedTuple, cast
 
@@ -33,7 +33,7 @@ from pidgin_cli.core.types import (
     text_of,
 )
 
-from .base import Timeouts
+from .base import Embedded, Timeouts
 from .inline_thinking import ThinkingSplitter
 from .ollama_setup import EXAMPLE, place
 from .registry import PROVIDERS, ProviderInfo, address
@@ -180,6 +180,12 @@ class OllamaProvider:
             async with aclosing(cast("AsyncGenerator[sdk.ChatResponse]", parts)), aclosing(_deltas(parts)) as deltas:
                 async for delta in deltas:
                     yield delta
+
+    async def embed(self, model: str, texts: Sequence[str]) -> Embedded:
+        """See `base.Embeds`."""
+        with self._translating(model):
+            found = await self._client.embed(model, list(texts), truncate=False, keep_alive=KEEP_ALIVE_S)
+            return Embedded(found.embeddings, found.prompt_eval_count)
 
     async def is_up(self) -> bool:
         """Whether an Ollama server answers. Takes no longer than the time-out for connecting."""

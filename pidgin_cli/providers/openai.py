@@ -1,6 +1,6 @@
 """OpenAI, and any server that speaks its chat completions API (vLLM, llama.cpp, Groq, …), through the official SDK."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -36,7 +36,7 @@ from pidgin_cli.core.types import (
     UsageDelta,
 )
 
-from .base import Timeouts
+from .base import Embedded, Timeouts
 from .inline_thinking import ThinkingSplitter
 from .registry import PROVIDERS, ProviderInfo, at_home
 from .wire import CUT_OFF, api_key, base_url, error_class, message_in, one_line, rate_limits, retry_after_s, unfinished
@@ -176,6 +176,14 @@ class OpenAIProvider:
                     yield LimitsDelta(limits)
                 async for delta in deltas:
                     yield delta
+
+    async def embed(self, model: str, texts: Sequence[str]) -> Embedded:
+        """See `base.Embeds`."""
+        with self._translating():
+            # Not every server knows base64, which the SDK would ask for.
+            found = await self._client.embeddings.create(model=model, input=list(texts), encoding_format="float")
+            in_order = sorted(found.data, key=lambda each: each.index)
+            return Embedded([each.embedding for each in in_order], found.usage.prompt_tokens if found.usage else None)
 
     async def served_models(self) -> list[str]:
         """Names of the models that the server has."""

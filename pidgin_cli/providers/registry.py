@@ -163,7 +163,7 @@ INSIDE = frozenset({"local", "replay"})
 RESPONSES = "pidgin_cli.providers.responses:ResponsesProvider"
 
 _RESPONSES_ONLY = re.compile(
-    r"(?:gpt|o\d)\b.*-(?:pro|codex|deep-research|cyber|rosalind|daybreak)\b|codex-mini|computer-use"
+    r"(?:gpt|o\d)\b.*-(?:pro|codex|deep-research|cyber|rosalind|daybreak|astra-law)\b|codex-mini|computer-use"
 )
 
 

@@ -18,7 +18,7 @@ from pidgin_cli.core.types import Delta, Finish, LimitsDelta, ModelRequest, Retr
 from .base import Provider, Report
 from .limits import Limited, Limiter
 
-__all__ = ["Limited", "Limiter", "RetryPolicy", "Retrying", "Sleep", "Timed"]
+__all__ = ["Limited", "Limiter", "RetryPolicy", "Retrying", "Sleep", "Timed", "retry_wait"]
 
 Sleep = Callable[[float], Awaitable[None]]
 """Waits that many seconds; may raise `Stop` when the conversation is told to end meanwhile."""
@@ -147,6 +147,15 @@ async def _close(stream: AsyncIterator[Delta]) -> None:
         await aclose()
 
 
+def retry_wait(retries: Retries, error: ProviderError, attempt: int) -> float | None:
+    """Seconds to wait after an attempt (from 1) has failed; None: it is not to be tried again."""
+    if not error.retryable or attempt >= retries.attempts:
+        return None
+    if error.retry_after_s is not None:
+        return error.retry_after_s
+    return random.uniform(0, min(retries.max_wait_s, retries.base_s * 2.0 ** min(attempt - 1, 60)))
+
+
 class RetryPolicy:
     """Decides what follows a failed attempt, says so in the record, and waits."""
 
@@ -161,19 +170,12 @@ class RetryPolicy:
     async def wait(self, error: ProviderError, request: ModelRequest) -> None:
         """Return when the request may be tried again; raise the error when it may not."""
         error.attempt = request.attempt
-        wait = self._delay(error, request.attempt)
+        wait = retry_wait(self._retries, error, request.attempt)
         self.report(self._event(error, request, wait))
         if wait is None:
             raise error
         await self._sleep(wait)
         self.attempt = request.attempt + 1
-
-    def _delay(self, error: ProviderError, attempt: int) -> float | None:
-        if not error.retryable or attempt >= self._retries.attempts:
-            return None
-        if error.retry_after_s is not None:
-            return error.retry_after_s
-        return random.uniform(0, min(self._retries.max_wait_s, self._retries.base_s * 2.0 ** min(attempt - 1, 60)))
 
     def _event(self, error: ProviderError, request: ModelRequest, wait: float | None) -> Event:
         if isinstance(error, RateLimited) and wait is not None:
