@@ -49,7 +49,10 @@ demo: $(READY) ## a conversation and a small experiment on the built-in model, a
 	  printf '\n$$ pidgin show demo\n' && $(PIDGIN) show "$$name" -o pidgin_output && \
 	  printf '\n$$ pidgin diff …-1 …-2\n' && id=$$($(PIDGIN) list --json -o pidgin_output | \
 	  $(PY) -c 'import json, sys; print(json.load(sys.stdin)[0]["experiment_id"])') && \
-	  $(PIDGIN) diff "$$id-1" "$$id-2" -o pidgin_output | sed -n '1,16p'
+	  $(PIDGIN) diff "$$id-1" "$$id-2" -o pidgin_output | sed -n '1,16p' && \
+	  printf '\n$$ pidgin words …\n' && $(PIDGIN) words "$$id" -n 5 -o pidgin_output && \
+	  printf '\nIts pages:\n' && cd pidgin_output/experiments/experiment_"$$id"_* && \
+	  for page in report.html README.md notebook.ipynb transcripts figures; do printf '  %s\n' "$$(pwd)/$$page"; done
 
 test: $(READY) $(MOCK) ## run the tests; ARGS='-k word' chooses some
 	@$(PY) -m pytest $(ARGS)

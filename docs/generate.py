@@ -784,15 +784,48 @@ different versions do not compare.
   works for any number of agents. W: over a window of messages. C: of the conversation.
 - **Language**. U: any text. T: needs words. S: needs sentences. E: needs the word lists of the language, which are
   English; NULL when more than 20 % of the letters of the prose are not Latin. model: needs an embedding.
-- **When**. live: at every message. end: when the conversation is over. offline: at import, from all texts or from
+- **When**. live: at every message. end: when the conversation is over. offline: after the run, from all texts or from
   embeddings.
 - **Short below**: tokens below which the value says more about the length than about the text.
-- Values of a conversation are one for each agent (`floor_share_a`), pair (`lsm_cum_ab`) or direction
-  (`adoption_rate_ab`: b takes over from a).
+- Values of a conversation are one for each agent (`floor_share_a`), pair (`lsm_cum_ab`), direction
+  (`adoption_rate_ab`: b takes over from a) or state (`first_passage_echo`).
 
 Code is cut out before words, sentences, readability and cues are counted (`code_char_share` says how much it was);
 repetition, sequence comparison and compression look at the whole text. N is the number of tokens, V that of types, V₁
 and V₂ those that occur once and twice, f the frequency of a type.
+"""
+
+METRICS_AFTER = """
+## After the run
+
+`pidgin import` and the step `metrics` of the post-processing compute what is marked offline, and live metrics that the
+record has not (`metrics: off`, records from elsewhere, a turn that broke off; `message_metrics.computed` is then true).
+What has been computed of the same texts stays. The table `computed_metrics` has a row for each conversation and part of
+the metrics, and says in `missing` why values are NULL. `pidgin import --no-metrics` takes the records only.
+
+`convergence_index` holds each reply against up to 20 surrogate partners from other valid conversations of the same arm;
+`convergence_surrogates` says how many there were. Who they are is drawn by conversation and message, so that neither
+the order of the conversations nor a second computation changes anything.
+
+### Embeddings
+
+Semantic metrics need vectors, and those come only from a model that somebody named: `--embeddings MODEL` of `pidgin
+import` and `pidgin report`, or `embeddings: MODEL` in the spec. A flag wins; without one, what there is stays.
+
+| MODEL | where the text goes |
+| --- | --- |
+| `openai:text-embedding-3-small`, or another model of OpenAI | to OpenAI, or where `OPENAI_BASE_URL` leads |
+| `NAME:MODEL` | to an endpoint of `config.toml` that speaks OpenAI's protocol |
+| `google:gemini-embedding-001` | to Google; some models cut what is too long for them |
+| `ollama:nomic-embed-text` | to the Ollama server |
+| `wordllama` | nowhere: the weights come with the extra, `pip install 'pidgin-cli[embeddings]'` |
+| `lexical_hash` | nowhere: 512 signed hashes of words and bigrams (CRC-32). They know words, not meaning |
+
+All messages, openings and system prompts are embedded, blank ones aside. Vectors are kept in `embeddings.db` in the
+cache folder (`PIDGIN_CACHE_DIR`) by provider, address, model and digest of the text, so that no text is sent twice; the
+file holds no text. Tokens and cost are told. `message_metrics.embedding_model` names the model of every value: all
+conversations of an experiment have the same one, until one of them grows. Never compare values of two models. When the
+model cannot be asked, the other metrics are there all the same, and older semantic values stay.
 """
 
 METRICS_OTHERS = """
@@ -815,6 +848,16 @@ Where libraries disagree, the variant is named in the formula. These reference v
 | `emoji_count` of the package emoji | counts © ❤ ☀ without U+FE0F | those are symbols |
 | `lsm` of wekeypedia | proportions, 0.001 | percent, 0.0001, as published |
 | zlib sizes with other builds of zlib | up to 2 % | the library at hand compresses |
+| `flesch_ease`, `fk_grade` of textdescriptives | 9 to 14 points from textstat on one text | as textstat, estimated |
+| `mtld_ma` of lexical-diversity | counts a direction of 0 | not computed; `mtld` |
+| `bleu4` of nltk without smoothing | 1e-155 instead of nearly 0 | smoothing method 1 |
+| `indel` by difflib | another measure, and it gives up at 200 characters | `indel_partner` on tokens, as rapidfuzz |
+| compression ratio of diversity | compresses twice, and original by compressed | `zlib_ratio`: compressed by original |
+
+The reference file also has values of measures that are not in the catalogue, as variants of others or of no use to
+compare conversations: Carroll's corrected TTR, Summer's S, Dugast's U, Yule's I, Herdan's Vm, Brunet's W, voc-D, MATTR
+and MSTTR with windows of 10 and 25, distinct-4; Dice, chrF, ROUGE-1 and -2, Levenshtein and Jaro-Winkler similarity;
+Gunning fog, SMOG, ARI, Dale-Chall, Linsear, LIX, RIX; gzip, bz2, lzma, zstandard and lz4 sizes.
 """
 
 METRICS_OWN = """
@@ -847,7 +890,7 @@ def metrics_page() -> str:
         [f"`{name}`", *(f"{weight:.2f}" for weight in weights)] for name, weights in convergence.PROFILES.items()
     ]
     parts += ["## Profiles of `convergence`", _table(["profile", *convergence.Weights._fields], profiles)]
-    parts += ["## Differences from other libraries", METRICS_OTHERS, METRICS_OWN]
+    parts += [METRICS_AFTER, "## Differences from other libraries", METRICS_OTHERS, METRICS_OWN]
     parts.append(_code(inspect.getsource(catalogue.LiveMetric), "python"))
     return _page("Metrics", *parts)
 

@@ -6,6 +6,7 @@ prints for its record at that width. Not part of `make check`: times and ids dif
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 
 import yaml
+from markdown_it import MarkdownIt
 from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 
@@ -58,6 +60,12 @@ SVG = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http:/
 <g class="{unique_id}-matrix">{matrix}</g></g>
 </svg>
 """
+
+TRANSCRIPT_STYLE = """body { font: 15px/1.5 system-ui, sans-serif; max-width: 50rem; margin: 1.5rem auto;
+  color: #22272e; }
+table { border-collapse: collapse; font-size: 13px; } th, td { border: 1px solid #d9dde2; padding: .2rem .6rem; }
+blockquote { margin: 1rem 0; padding: .1rem 1rem; border-left: 4px solid #d9dde2; color: #5c6670; }"""
+"""As the pages of a code host show Markdown."""
 
 
 def picture(name: str, width: int, *arguments: str) -> None:
@@ -161,6 +169,49 @@ def running_pictures() -> None:
         save(console, "diff")
 
 
+def page_pictures() -> None:
+    """Run a study in which one arm ends in loops, and photograph its report and a transcript in a browser."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        print("-- absent: chromium (the pictures of pages stay as they are)", file=sys.stderr)
+        return
+    talker = "local:test?words=45&echo=0.4"
+    study = {
+        "name": "free talk",
+        "agents": [
+            {"id": "a", "model": f"{talker}&loop_at=4", "name": "Wren"},
+            {"id": "b", "model": talker, "name": "Finch"},
+        ],
+        "prompt": "You have complete freedom. Talk about whatever you like.",
+        "sweep": {"b.model": {"open": talker, **{f"loop {n}": f"{talker}&loop_at={n}&loop_period=2" for n in (6, 11)}}},
+        "interventions": [{"turn": 2, "inject": "Feel free to change the subject.", "to": "a"}],
+        "max_turns": 20,
+        "repetitions": 8,
+        "seed": 5,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        spec = Path(folder) / "study.yaml"
+        spec.write_text(yaml.safe_dump(study, sort_keys=False))
+        line = [sys.executable, "-m", "pidgin_cli", "run", str(spec), "-o", str(Path(folder) / "out")]
+        subprocess.run(line, cwd=folder, check=True, capture_output=True)
+        (report,) = Path(folder).glob("out/experiments/*/report.html")
+        # A choice of its figures, or the picture would be twelve screens high.
+        hidden = "figure:not(#figure-state_raster):not(#figure-message_lengths), figure details { display: none; }</style>"
+        report.write_text(report.read_text().replace("</style>", hidden, 1))
+        photograph(browser, report, "report", 1000, 1250)
+        talk = (report.parent / "transcripts").glob("conv_*-1.md")
+        page = Path(folder) / "transcript.html"
+        body = MarkdownIt("commonmark").enable("table").render(next(talk).read_text())
+        page.write_text(f"<!doctype html><meta charset=utf-8><style>{TRANSCRIPT_STYLE}</style>{body}")
+        photograph(browser, page, "transcript", 900, 1150)
+
+
+def photograph(browser: str, page: Path, name: str, width: int, height: int) -> None:
+    to = IMAGES / f"{name}.png"
+    command = [browser, "--headless", "--no-sandbox", "--hide-scrollbars", f"--window-size={width},{height}"]
+    subprocess.run([*command, f"--screenshot={to}", page.as_uri()], check=True, capture_output=True)
+
+
 def main() -> None:
     """Draw all pictures."""
     picture(
@@ -179,6 +230,7 @@ def main() -> None:
         *("-t", "1", "--seed", "4"),
     )
     running_pictures()
+    page_pictures()
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def pidgin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
     """Runs command lines in this process, in an empty folder and an environment without keys."""
     for name in os.environ.keys() - ENVIRONMENT.keys():
         monkeypatch.delenv(name)
-    for name in ("PIDGIN_CONFIG_DIR", "PYTHON_KEYRING_BACKEND"):
+    for name in ("PIDGIN_CONFIG_DIR", "PYTHON_KEYRING_BACKEND", "PIDGIN_POST_PROCESSING"):
         monkeypatch.setenv(name, ENVIRONMENT[name])
     monkeypatch.chdir(tmp_path)
 

@@ -1,6 +1,7 @@
 """A server on 127.0.0.1 that speaks the vendors' wire formats, so that the real SDKs can be tested.
 
-These are the Anthropic Messages API, OpenAI's chat completions and Responses, the Gemini API, and Ollama's chat.
+These are the Anthropic Messages API, OpenAI's chat completions and Responses, the Gemini API, and Ollama's chat; and
+the embeddings of the last three vendors.
 
     async with LoopbackServer() as server:
         server.script(Reply(["Hello", " there"]), Reply(status=429, headers={"Retry-After": "2"}))
@@ -33,6 +34,7 @@ PATHS = {
     "/v1/responses": "responses",
     "/api/chat": "ollama",
 }
+EMBEDDING_PATHS = re.compile(r"/v1/embeddings|/api/embed|/v1beta/models/.+:batchEmbedContents")
 GEMINI_PATH = re.compile(r"/v1beta/(?:models/)?(.+):streamGenerateContent")
 
 
@@ -51,6 +53,15 @@ class Request:
     def api(self) -> str:
         """`anthropic`, `openai`, `responses`, `google`, `ollama`, or empty for a path that is no chat."""
         return "google" if GEMINI_PATH.fullmatch(self.path) else PATHS.get(self.path, "")
+
+    @property
+    def embedded(self) -> list[str] | None:
+        """The texts for which vectors are asked; None for any other request."""
+        if not EMBEDDING_PATHS.fullmatch(self.path):
+            return None
+        if "requests" in self.body:
+            return [_text(each["content"]["parts"]) for each in self.body["requests"]]
+        return list(self.body["input"])
 
     @property
     def model(self) -> str:
@@ -161,6 +172,8 @@ class LoopbackServer:
         """Parameters of Ollama's models as their Modelfile sets them."""
         self.served = ["served-one", "served-two"]
         """What the others say they have."""
+        self.embed: Callable[[str], list[float] | None] = lambda text: [float(len(text)), 1.0, 0.5]
+        """The vector of a text; None: it is too long for the model."""
         self.received = asyncio.Event()
         """A request has come in; clear it to wait for the next."""
         self.hung_up = asyncio.Event()
@@ -230,6 +243,15 @@ class LoopbackServer:
 
     async def _answer(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Whether the connection can take another request."""
+        if (texts := request.embedded) is not None:
+            refused = self._script.popleft() if self._script else None
+            status, body, headers = (
+                (refused.status, refused.body or "", refused.headers)
+                if refused is not None and refused.status != HTTPStatus.OK
+                else (*self._vectors(request, texts), {})
+            )
+            await _respond(writer, status, body, headers)
+            return True
         if not request.api:
             await _respond(writer, *self._about_models(request))
             return True
@@ -271,6 +293,24 @@ class LoopbackServer:
 
     def _is_installed(self, model: str) -> bool:
         return model in self.installed or f"{model}:latest" in self.installed
+
+    def _vectors(self, request: Request, texts: list[str]) -> tuple[int, Any]:
+        found = [self.embed(text) for text in texts]
+        api = request.path.partition("/")[2].partition("/")[0]
+        if None in found:
+            said = "the input length exceeds the maximum context length"
+            return 400, {"error": said if api == "api" else {"message": said, "type": "invalid_request_error"}}
+        match api:
+            case "api":
+                if not self._is_installed(request.body["model"]):
+                    return 404, {"error": f"model '{request.body['model']}' not found"}
+                return 200, {"embeddings": found, "model": request.body["model"], "prompt_eval_count": len(texts)}
+            case "v1beta":
+                return 200, {"embeddings": [{"values": vector} for vector in found]}
+        data = [{"object": "embedding", "index": n, "embedding": vector} for n, vector in enumerate(found)]
+        usage = {"prompt_tokens": 10 * len(texts), "total_tokens": 10 * len(texts)}
+        # Nobody promises an order; the index counts.
+        return 200, {"object": "list", "data": data[::-1], "model": request.body["model"], "usage": usage}
 
     def _about_models(self, request: Request) -> tuple[int, Any]:
         match request.path:

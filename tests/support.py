@@ -301,6 +301,8 @@ class _Grammar:
         self.shared = (0, 0)
         """Turns and messages of other conversations before it."""
         self.named: list[str] = []
+        self.muted_until: dict[str, int] = {}
+        self.to_be_muted: set[str] = set()
         self.warned: set[tuple[str | None, str]] = set()
         self.turn = 0
         self.turn_open = False
@@ -388,13 +390,19 @@ class _Grammar:
     def _TurnStartEvent(self, event: TurnStartEvent) -> None:  # noqa: N802
         assert not self.turn_open, "the last turn is still open"
         assert event.turn_number == self.turns_complete + 1 == self.turn + 1
+        mutes = [item for item in self.start.spec.get("interventions", ()) if item["kind"] == "mute"]
         silent = {
             agent_id
-            for item in self.start.spec.get("interventions", ())
-            if item["kind"] == "mute" and item["turn"] <= event.turn_number < item["turn"] + item.get("turns", 1)
+            for item in mutes
+            if "when" not in item and item["turn"] <= event.turn_number < item["turn"] + item.get("turns", 1)
             for agent_id in item["agents"]
         }
-        assert sorted(event.speakers) == sorted(set(self.ids) - silent)
+        silent |= {agent_id for agent_id, last in self.muted_until.items() if event.turn_number <= last}
+        missing = set(self.ids) - silent - set(event.speakers)
+        assert len(set(event.speakers)) == len(event.speakers)
+        assert set(event.speakers) <= set(self.ids) - silent
+        assert missing <= {agent_id for item in mutes if "when" in item for agent_id in item["agents"]}
+        self.to_be_muted = missing
         self.turn, self.turn_open, self.speakers, self.spoken = event.turn_number, True, event.speakers, []
 
     def _InterventionEvent(self, event: InterventionEvent) -> None:  # noqa: N802
@@ -408,11 +416,17 @@ class _Grammar:
         assert (event.kind == "inject") == (event.agent_id is None) == (event.text is not None)
         assert (event.kind == "edit") == (event.edited_index is not None)
         assert (event.kind == "mute") == (event.turns is not None)
+        if event.kind == "mute":
+            assert event.agent_id not in self.speakers, "silent and a speaker"
+            if event.trigger is not None and event.agent_id is not None:
+                self.muted_until[event.agent_id] = event.turn_number + (event.turns or 1) - 1
+                self.to_be_muted.discard(event.agent_id)
 
     def _MessageRequestEvent(self, event: MessageRequestEvent) -> None:  # noqa: N802
         assert self.turn_open, "outside a turn"
         assert self.asked is None or self.lost, "the last request has not come to its end"
         assert event.agent_id == self._next_speaker(), "out of turn"
+        assert not self.to_be_muted, "left out of the turn for nothing"
         assert (event.turn_number, event.message_index) == (self.turn, self.messages)
         assert event.view.end == self.messages
         assert event.view.start == event.view.omitted <= self.messages

@@ -26,8 +26,12 @@ ENVIRONMENT = {
     "PYTHONWARNINGS": "error::ResourceWarning",
     "PIDGIN_CONFIG_DIR": "/nonexistent",
     "PYTHON_KEYRING_BACKEND": "keyring.backends.null.Keyring",
+    "PIDGIN_POST_PROCESSING": "off",
 }
-"""Of a child: nothing in it that decides what Pidgin does or shows, neither a person's settings nor their keys."""
+"""Of a child: nothing in it that decides what Pidgin does or shows, neither a person's settings nor their keys.
+
+Pages are made only where a test is about them: they would take most of the suite's time.
+"""
 
 # The child makes the pseudo-terminal its controlling one, so that Ctrl-C reaches it as from a keyboard; tests that run
 # in the background may have been told to ignore that.

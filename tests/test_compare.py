@@ -346,7 +346,9 @@ def test_a_plan_says_what_it_assumes(pidgin: Pidgin) -> None:
     for expected in ("design effect 3.9, 7.7 effective turns", "Two independent arms", "Two-sided test at 0.05",
                      "The conversation is the unit", "supports claims of about ±"):  # fmt: skip
         assert expected in said_.out
-    assert "n = 10 supports claims of about ±26 points" in pidgin("power", "--effect", "1", "--n", "10").out
+    small = pidgin("power", "--effect", "1", "--n", "10").out
+    assert "n = 10 supports claims of about ±26 points" in small
+    assert "What none of them shows is in at most 31 % of conversations" in small
 
 
 def test_wrong_use_of_power(pidgin: Pidgin) -> None:

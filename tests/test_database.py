@@ -1,8 +1,12 @@
 """From records to the database: what is taken, what is told, and that the words stay the same."""
 
+import contextlib
 import json
+import re
 import subprocess
 import sys
+import time
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +21,13 @@ from strategies import TEXT, filled
 from support import converse, experiment, messages
 
 from pidgin_cli.cli.database import open_store
+from pidgin_cli.conversation.watching import Watcher
 from pidgin_cli.core.errors import StoreError
 from pidgin_cli.core.events import (
     EVENT_TYPES,
     APIErrorEvent,
+    AttractorEvent,
+    ConvergenceWarningEvent,
     ConversationEndEvent,
     ConversationPausedEvent,
     ConversationResumedEvent,
@@ -37,9 +44,14 @@ from pidgin_cli.core.types import EndReason, Status
 from pidgin_cli.database import schema
 from pidgin_cli.database.schema import MIGRATIONS, MetricColumn, described, migrate, set_up
 from pidgin_cli.database.store import EventStore
+from pidgin_cli.database.verify import verify
 from pidgin_cli.eventlog.folder import OutputRoot
 from pidgin_cli.eventlog.log import read_record
+from pidgin_cli.eventlog.manifest import read_manifest
 from pidgin_cli.eventlog.state import run_state
+from pidgin_cli.metrics.lexicon import LEXICON_VERSION
+from pidgin_cli.metrics.tokens import TOKENIZER_VERSION
+from pidgin_cli.spec.conversation import ConversationSpec
 
 METRICS = [
     MetricColumn("ttr", "message"),
@@ -444,6 +456,61 @@ def test_readers_keep_what_they_have_open(tmp_path: Path) -> None:
         assert contents(store, "abcdefgh-1") == ["One.", "Two."]
 
 
+READER = """
+import sys
+from pathlib import Path
+from pidgin_cli.database.store import EventStore
+from pidgin_cli.eventlog.folder import OutputRoot
+with EventStore(OutputRoot(Path(sys.argv[1]))) as store:
+    for _ in sys.stdin:
+        print(len(store.messages.of("abcdefgh-1")), flush=True)
+"""
+IMPORTER = """
+import sys
+from pathlib import Path
+from pidgin_cli.database.store import EventStore
+from pidgin_cli.eventlog.folder import OutputRoot
+root = OutputRoot(Path(sys.argv[1]))
+def taken(done):
+    print("taken", flush=True)
+    sys.stdin.readline()
+with EventStore(root) as store:
+    store.import_experiments(root.folders(), report=taken)
+"""
+
+
+def test_readers_are_undisturbed_while_another_process_imports(tmp_path: Path) -> None:
+    """Readers that opened before an import or in the middle of it keep the old rows; later ones have the new."""
+    root = OutputRoot(tmp_path)
+    folder = make(root, "abcdefgh", [talk("One.")])
+    with EventStore(root) as store:
+        store.import_experiment(folder)
+    append(folder, 1, ConversationResumedEvent(by="person", turn_number=1, message_index=1), said("Two.", "b", 1, 1))
+    with contextlib.ExitStack() as stack:
+
+        def process(code: str) -> subprocess.Popen[str]:
+            pipe = subprocess.PIPE
+            command = [sys.executable, "-c", code, str(tmp_path)]
+            return stack.enter_context(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, bufsize=1))
+
+        def ask(process: subprocess.Popen[str]) -> str:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write("\n")
+            return process.stdout.readline().strip()
+
+        before = process(READER)
+        assert ask(before) == "1"
+        importing = process(IMPORTER)
+        assert importing.stdout is not None
+        assert importing.stdout.readline() == "taken\n"
+        during = process(READER)
+        assert [ask(before), ask(during)] == ["1", "1"]
+        importing.communicate("\n", timeout=60)
+        assert importing.returncode == 0
+        assert [ask(before), ask(during), ask(process(READER))] == ["1", "1", "2"]
+
+
 def test_importers_queue(tmp_path: Path) -> None:
     """Two processes that import at once both succeed, and nothing of either is missing."""
     root = OutputRoot(tmp_path)
@@ -561,6 +628,86 @@ def test_a_line_that_is_no_event_is_told(tmp_path: Path, line: bytes) -> None:
         assert contents(store, "abcdefgh-1") == ["One.", "Two."]
 
 
+def test_numbers_that_no_column_can_hold(tmp_path: Path) -> None:
+    """A number beyond 64 bits makes its line a damaged one; everything around it is taken."""
+    root = OutputRoot(tmp_path)
+    folder = make(root, "abcdefgh", [talk("One.", "Two."), talk("Three.", "Four."), talk("Five.", "Six.")])
+    for number, (field, place) in enumerate(((rb'"turn_number":\d+', 4), (rb'"notable":{"empty":\d+', 5)), 1):
+        log = folder.log(f"abcdefgh-{number}")
+        lines = log.read_bytes().splitlines(keepends=True)
+        if not re.search(field, lines[place]):
+            lines[place] = lines[place].replace(b'"totals"', b'"notable":{"empty":0},"totals"')
+        lines[place] = re.sub(rb"(?<=%s)\d+" % field.removesuffix(rb"\d+"), b"1" + b"0" * 25, lines[place])
+        log.write_bytes(b"".join(lines))
+    with EventStore(root) as store:
+        done = store.import_experiment(folder)
+        assert (done.failed, done.conversations) == (None, 3)
+        assert [(damage.log, damage.line, damage.why) for damage in done.damage] == [
+            ("conv_abcdefgh-1_events.jsonl", 5, "broken"),
+            ("conv_abcdefgh-2_events.jsonl", 6, "broken"),
+        ]
+        assert contents(store, "abcdefgh-1") == ["One.", "Two."]
+        assert contents(store, "abcdefgh-3") == ["Five.", "Six."]
+
+
+def test_a_log_that_cannot_be_taken_keeps_no_other_back(tmp_path: Path) -> None:
+    """Where the database refuses what a log says, that log is named, its old rows stay, and all others are taken."""
+    root = OutputRoot(tmp_path)
+    folder = make(root, "abcdefgh", [talk("One."), talk("Two.")])
+    usage = TokenUsageEvent(agent_id="a", provider="x", model="m", prompt_tokens=2**62, completion_tokens=1)
+    with EventStore(root) as store:
+        store.import_experiment(folder)
+        append(folder, 1, usage, usage, usage)  # their sum is beyond 64 bits
+        append(folder, 2, said("More.", "b", 1, 1))
+        done = store.import_experiment(folder)
+        assert (done.conversations, done.failed) == (1, None)
+        (damage,) = done.damage
+        assert (damage.log, damage.line) == ("conv_abcdefgh-1_events.jsonl", 0)
+        assert "what was imported of it before is still there" in str(damage)
+        assert contents(store, "abcdefgh-1") == ["One."]
+        assert contents(store, "abcdefgh-2") == ["Two.", "More."]
+
+
+UNUSUAL = {
+    "empty": ["", ""],
+    "emoji": ["\U0001f600\U0001f600", "\U0001f44d\U0001f3fd"],
+    "chinese": ["\u4f60\u597d\uff0c\u4e16\u754c\u3002", "\u518d\u89c1"],
+    "right to left": ["\u05e9\u05dc\u05d5\u05dd \u05e2\u05d5\u05dc\u05dd", "\u0645\u0631\u062d\u0628\u0627"],
+    "code": ["```python\nprint('x')\n```", "`y`"],
+    "questions": ["Why? " * 10_000, "What?"],
+    "NUL": ["\x00", "a\x00b"],
+}
+
+
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_unusual_conversations(tmp_path: Path, kind: str) -> None:
+    """Empty, emoji only, Chinese, right to left, code, 10,000 questions: words, metrics, word counts and every view."""
+    root = OutputRoot(tmp_path)
+    texts = UNUSUAL[kind]
+    watcher = Watcher(ConversationSpec(agents=start().agents, opening=""), {"a": "Wren", "b": "Finch"}, "")
+    replies = [said(text, "ab"[place], 1, place) for place, text in enumerate(texts)]
+    for reply in replies:
+        watcher.take(reply)
+    turn = TurnCompleteEvent(turn_number=1, metrics=watcher.turn_metrics(1))
+    folder = make(root, "abcdefgh", [[start(), turn_start(), *replies, turn, end()]])
+    with open_store(root) as store:
+        assert store.import_experiment(folder).damage == ()
+        assert contents(store, "abcdefgh-1") == texts
+        rows = store.metrics.by_message("abcdefgh", ["chars", "question_share", "tokenizer_version", "lexicon_version"])
+        assert [row["chars"] for row in rows] == [len(text) for text in texts]
+        versions = {(row["tokenizer_version"], row["lexicon_version"]) for row in rows}
+        assert versions == {(TOKENIZER_VERSION, LEXICON_VERSION)}
+        uses = {(use["word"], use["uses"]) for use in store.messages.words("abcdefgh")}
+        if kind == "questions":
+            assert rows[0]["question_share"] == 1.0
+            assert ("why", 10_000) in uses
+        if kind == "emoji":
+            assert uses == set()
+            assert {use["uses"] for use in store.messages.words("abcdefgh", "emoji")} == {1, 2}
+        assert verify(store, folder).faults == ()
+        everything(store)
+
+
 def test_what_stands_twice_is_taken_once(tmp_path: Path) -> None:
     """A message whose line was copied counts once, and the copy is told."""
     root = OutputRoot(tmp_path)
@@ -652,6 +799,22 @@ def test_a_database_that_another_program_writes_to(tmp_path: Path) -> None:
         assert contents(store, "abcdefgh-1") == ["One."]
 
 
+def test_times_are_utc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the import runs, every moment in the database is UTC."""
+    root = OutputRoot(tmp_path)
+    folder = make(root, "abcdefgh", [talk("One.")])
+    created = read_manifest(folder).created_at.astimezone(UTC).replace(tzinfo=None)
+    began = read_record(folder.log("abcdefgh-1")).events[0].timestamp.astimezone(UTC).replace(tzinfo=None)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("TZ", "Asia/Tokyo")
+        time.tzset()
+        with EventStore(root) as store:
+            store.import_experiment(folder)
+            assert store.experiments.get("abcdefgh")["created_at"] == created
+            assert store.conversations.of("abcdefgh")[0]["started_at"] == began
+    time.tzset()
+
+
 def test_a_newer_database_is_refused(tmp_path: Path) -> None:
     """A database with more migrations than this version knows is neither read nor written."""
     root = OutputRoot(tmp_path)
@@ -708,6 +871,7 @@ def test_a_database_of_the_first_schema_is_brought_up_to_date(tmp_path: Path) ->
         con.execute((Path(__file__).parent / "first_schema.sql").read_text())
         con.execute("INSERT INTO messages (conversation_id, message_index, content) VALUES ('abcdefgh-1', 0, 'Old.')")
         con.close()
+        assert contents(store, "abcdefgh-1") == ["Old."]  # reading is enough
         store.import_experiment(folder)
         assert contents(store, "abcdefgh-1") == ["Old."]
         assert contents(store, "ijklmnop-1") == ["New."]
@@ -819,6 +983,53 @@ def test_intervals_of_many(n: int, t: float) -> None:
     _, mean, sd, _, _, high = row
     assert (high - mean) / sd * n**0.5 == pytest.approx(t, abs=1e-3)
     con.close()
+
+
+def test_every_swept_variable_is_a_column_of_the_conditions(tmp_path: Path) -> None:
+    """`conditions` has a column for each variable of any experiment: numbers as such, whatever names they have."""
+    root = OutputRoot(tmp_path)
+    hostile = "x/~\"'); --"
+
+    def under(variables: dict[str, Any]) -> list[Event]:
+        return [msgspec.structs.replace(start(arm="x"), spec={"variables": variables}), said("x"), end()]
+
+    one = [
+        under({"a.temperature": 0.5, "seed": "s", hostile: "it's"}),
+        under({"a.temperature": 1, "A.Temperature": True}),
+    ]
+    two = [under({"opening": "Hi."}), [start(), said("x")]]
+    with EventStore(root) as store:
+        store.import_experiment(make(root, "aaaaaaaa", one))
+        store.import_experiment(make(root, "bbbbbbbb", two))
+        con = store.connect()
+        names = ["a.temperature_2", "seed_2", hostile, "A.Temperature", "opening", "valid"]
+        columns = ", ".join(schema.quoted(name) for name in names)
+        rows = con.execute(f"SELECT conversation_id, {columns} FROM conditions ORDER BY ALL").fetchall()
+        con.close()
+    assert rows == [
+        ("aaaaaaaa-1", 0.5, "s", "it's", None, None, True),
+        ("aaaaaaaa-2", 1.0, None, None, "true", None, True),
+        ("bbbbbbbb-1", None, None, None, None, "Hi.", True),
+        ("bbbbbbbb-2", None, None, None, None, None, False),
+    ]
+
+
+def test_what_detectors_and_scores_found_are_rows(tmp_path: Path) -> None:
+    """`attractors` and `convergence_warnings` have a row per finding, with the arm."""
+    root = OutputRoot(tmp_path)
+    found = AttractorEvent(
+        turn_number=1, message_index=1, detector="echo", value=0.9, threshold=0.8, onset=0, period=2, action="mark"
+    )
+    crossed = ConvergenceWarningEvent(turn_number=1, score="convergence", value=0.9, threshold=0.5, action="notify")
+    folder = make(root, "abcdefgh", [[start(arm="x"), said("x"), said("x", "b", 1, 1), found, crossed, end()]])
+    with EventStore(root) as store:
+        store.import_experiment(folder)
+        con = store.connect()
+        rows = con.execute("SELECT * EXCLUDE (experiment_id, seq, happened_at) FROM attractors").fetchall()
+        assert rows == [("abcdefgh-1", "x", 1, 1, "echo", 0.9, 0.8, 0, 2, "mark")]
+        rows = con.execute("SELECT * EXCLUDE (experiment_id, seq, happened_at) FROM convergence_warnings").fetchall()
+        assert rows == [("abcdefgh-1", "x", 1, "convergence", 0.9, 0.5, None, "notify")]
+        con.close()
 
 
 def test_swept_values_are_rows(tmp_path: Path) -> None:

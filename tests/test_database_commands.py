@@ -206,6 +206,26 @@ FORBIDDEN = [
     "CREATE TABLE mine AS SELECT 1",
     "DROP VIEW dashboard",
     "SELECT 1; DELETE FROM messages; SELECT 2",
+    "CALL pragma_version()",
+    "CHECKPOINT",
+    "FROM force_checkpoint()",
+    "PRAGMA database_list",
+    "VACUUM",
+    "SET VARIABLE x = 1",
+    "FROM read_blob('secret.txt')",
+    "FROM read_json('secret.txt')",
+    "FROM read_parquet('*')",
+    "FROM sniff_csv('secret.txt')",
+    "FROM read_duckdb('other.duckdb', table_name = 'messages')",
+    "FROM query('FROM secret')",
+    "FROM query_table('secret.txt')",
+    "SELECT getenv('HOME')",
+    "FROM 'file:///etc/passwd'",
+    "FROM sqlite_scan('secret.txt', 'x')",
+    "SELECT * FROM postgres_query('', '')",
+    "COMMENT ON TABLE messages IS 'mine'",
+    "CREATE SECRET s (TYPE http)",
+    "CREATE MACRO m() AS 1",
     "FROM sql",
     "FROM relation",
     "SELECT nothing FROM messages",
@@ -221,10 +241,11 @@ def test_a_query_reads_the_database_and_nothing_else(pidgin: Pidgin, talked: str
     Path("secret.txt").write_text("secret")
     path = ROOT / "experiments/experiments.duckdb"
     before = path.read_bytes()
+    Path("other.duckdb").write_bytes(before)
     for sql in FORBIDDEN:
         error_of(pidgin("query", sql))
         assert path.read_bytes() == before, sql
-    assert sorted(path.name for path in Path().iterdir()) == ["pidgin_output", "secret.txt"]
+    assert sorted(path.name for path in Path().iterdir()) == ["other.duckdb", "pidgin_output", "secret.txt"]
 
 
 def test_hostile_text_in_a_table(pidgin: Pidgin) -> None:
@@ -294,6 +315,35 @@ def test_verify_finds_what_was_changed_in_the_database(pidgin: Pidgin, talked: s
         con.close()
         done = pidgin("verify")
         assert (done.status, told in done.out) == (1, True), change
+
+
+AT_ONCE = [
+    ("UPDATE messages SET thinking_tokens = 9 WHERE message_index = 2", "rows of messages differ"),
+    ("UPDATE agents SET temperature = 2 WHERE agent_id = 'b'", "rows of agents differ"),
+    ("UPDATE conversations SET seed = 7", "rows of conversations differ"),
+    ("UPDATE turns SET speakers = ['b', 'a']", "rows of turns differ"),
+    ("UPDATE events SET data = '{}' WHERE event_type = 'TurnStartEvent'", "rows of events differ"),
+    ("UPDATE message_metrics SET ttr = 0.123 WHERE message_index = 1", "rows of message_metrics differ"),
+    ("UPDATE message_metrics SET tokens = NULL WHERE message_index = 1", "rows of message_metrics differ"),
+    ("DELETE FROM message_metrics WHERE message_index = 2", "rows of message_metrics differ"),
+    ("DELETE FROM turn_metrics", "rows of turn_metrics differ"),
+    ("UPDATE word_uses SET uses = uses + 1", "rows of word_uses differ"),
+    (
+        "INSERT INTO errors (experiment_id, conversation_id) FROM (SELECT experiment_id, conversation_id FROM agents)",
+        "rows of errors differ",
+    ),
+]
+
+
+def test_verify_compares_every_table(pidgin: Pidgin, talked: str) -> None:
+    """A value that no count and no word depends on is found as well, in whatever table it was changed."""
+    con = duckdb.connect(str(ROOT / "experiments/experiments.duckdb"))
+    for change, _ in AT_ONCE:
+        con.execute(change)
+    con.close()
+    done = pidgin("verify")
+    assert done.status == 1
+    assert [told for _, told in AT_ONCE if told not in done.out] == []
 
 
 def test_verify_finds_a_changed_record(pidgin: Pidgin, talked: str) -> None:

@@ -29,7 +29,7 @@ from pidgin_cli.metrics.detectors import (
     read,
     respond,
 )
-from pidgin_cli.metrics.engine import Engine
+from pidgin_cli.metrics.engine import Engine, measure
 from pidgin_cli.metrics.tokens import normalise, tokenize
 
 SCENARIOS = {
@@ -682,6 +682,18 @@ def test_a_policy_says_what_is_done_about_each_firing(policy: dict[str, Action],
     assert list(response.intervene) == [fired for fired, action in response.actions if action == "intervene"]
     assert response.pause == next((fired for fired, action in response.actions if action == "pause"), None)
     assert response.stop == next((fired for fired, action in response.actions if action == "stop"), None)
+
+
+@pytest.mark.parametrize("least", [1, 24, 60, 500])
+def test_what_a_detector_passes_over_is_measured_all_the_same(least: int) -> None:
+    """Whatever the compression detector listens to, `cond_bits_per_byte` and its like stay as they are."""
+    said = ["Yes.", "The river is always the same river.", "No, it never is, my friend, not even for a while.", "Well."]
+    talk = [("ab"[number % 2], text) for number, text in enumerate(said * 3)]
+    limits = msgspec.convert({"compression_collapse": {"min_bytes": least}}, Thresholds)
+    names = ("cond_bits_per_byte", "history_gain", "zlib_ratio")
+    plain, told = measure(talk)[0], measure(talk, thresholds=limits)[0]
+    assert [[one[name] for name in names] for one in told] == [[one[name] for name in names] for one in plain]
+    assert [one["cond_bits_per_byte"] is None for one in plain] == [len(text) < 24 for _, text in talk]
 
 
 def test_nothing_fired_asks_for_nothing() -> None:

@@ -97,7 +97,6 @@ seed: 9
 
 AGENTS = "agents: [{id: a, model: test}, {id: b, model: test}]\n"
 FLAT = "agent_a: test\nagent_b: test\n"
-LATER = "arrives with the analysis of metrics; leave it out for now"
 
 
 @pytest.mark.parametrize(
@@ -169,7 +168,7 @@ budget: {usd: 0, per_conversation: {tokns: 3}}
 interventions:
   - {turn: 99, inject: hello, to: z}
   - {turn: 2, mute: [a, b]}
-  - {turn: 2, when: x, inject: q}
+  - {when: {metric: tokens}, inject: q}
 sweep:
   a.top_p: [0.2, 5]
   b.tmperature: [1]
@@ -189,7 +188,7 @@ openings: nowhere.txt
         (12, "interventions.0.turn: turn 99 never comes: max_turns is 6"),
         (12, "interventions.0.to: no agent 'z'"),
         (13, "interventions.1.mute: in turn 2 nobody would speak"),
-        (14, "interventions.2.when: arrives with the analysis of metrics"),
+        (14, "interventions.2.when: a metric needs above or below"),
         (16, "sweep.a.top_p.1: Input should be less than or equal to 1"),
         (17, "Did you mean b.temperature?"),
         (18, "openings nowhere.txt: No such file"),
@@ -213,6 +212,8 @@ def _violations(schema: dict[str, Any], value: Any, root: dict[str, Any]) -> lis
     found = []
     if "anyOf" in schema and all(_violations(one, value, root) for one in schema["anyOf"]):
         found.append(f"{value!r} is none of {schema['anyOf']}")
+    if "oneOf" in schema and sum(not _violations(one, value, root) for one in schema["oneOf"]) != 1:
+        found.append(f"{value!r} is not one of {schema['oneOf']}")
     kinds: dict[str, Any] = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "null": type(None)}
     kinds |= {"object": dict, "array": (list, tuple)}
     kind = schema.get("type")
@@ -257,6 +258,10 @@ def _violations(schema: dict[str, Any], value: Any, root: dict[str, Any]) -> lis
         (f"{FLAT}max_parallel: 0\n", False),
         ("prompt: x\n", False),
         (f"{FLAT}interventions: [{{inject: x}}]\n", False),
+        (f"{FLAT}interventions: [{{when: {{metric: tokens, below: 3}}, times: 2, mute: a}}]\n", True),
+        (f"{FLAT}interventions: [{{when: {{detector: cycle, for_turns: 2}}, inject: x}}]\n", True),
+        (f"{FLAT}interventions: [{{when: {{detector: cycle, state: echo}}, inject: x}}]\n", False),
+        (f"{FLAT}interventions: [{{turn: 2, when: {{state: echo}}, inject: x}}]\n", False),
     ],
 )
 def test_the_schema_takes_what_loading_takes(text: str, *, right: bool) -> None:
@@ -268,3 +273,22 @@ def test_the_schema_takes_what_loading_takes(text: str, *, right: bool) -> None:
     else:
         with pytest.raises(SpecError):
             check(data)
+
+
+def test_what_agents_and_pairs_have_wrong_hides_nothing_else(tmp_path: Path) -> None:
+    """An id that stands twice and pairs of no kind are told beside the faults of keys that depend on them."""
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        "agents: [{id: a}, {id: a}]\npairs: sideways\nmodels: [local:test, local:silent]\nmax_turns: 3\n"
+        "sweep: {b.temperatur: [1, 2]}\ninterventions: [{turn: 900, inject: x, to: [zed]}]\n",
+        encoding="utf-8",
+    )
+    with pytest.raises(SpecError) as caught:
+        load(path)
+    assert {line.removeprefix(f"{path}, ") for line in str(caught.value).splitlines()} == {
+        "line 1: agents: two agents have the id a",
+        "line 2: pairs: Input should be 'all', 'unordered', 'ordered' or 'self'",
+        "line 5: sweep.b.temperatur: nothing of this name can be swept. Did you mean b.temperature?",
+        "line 6: interventions.0.turn: turn 900 never comes: max_turns is 3",
+        "line 6: interventions.0.to: no agent 'zed'; there are a, b.",
+    }

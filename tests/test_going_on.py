@@ -16,6 +16,8 @@ from support import Scripted, ScriptedPool, experiment, of_type
 from pidgin_cli.conversation.conductor import Conductor
 from pidgin_cli.core.errors import LogError, ProviderUnavailable
 from pidgin_cli.core.events import (
+    APIErrorEvent,
+    ConversationEndEvent,
     ConversationPausedEvent,
     ErrorEvent,
     Event,
@@ -23,8 +25,9 @@ from pidgin_cli.core.events import (
     MessageAbandonedEvent,
     MessageCompleteEvent,
     MessageRequestEvent,
+    TokenUsageEvent,
 )
-from pidgin_cli.core.types import Finish, FinishReason, Status, TextDelta
+from pidgin_cli.core.types import EndReason, Finish, FinishReason, Status, TextDelta
 from pidgin_cli.eventlog.folder import ExperimentFolder, OutputRoot
 from pidgin_cli.eventlog.log import EventLog, Syncer, read_record
 from pidgin_cli.eventlog.manifest import read_manifest
@@ -34,6 +37,7 @@ from pidgin_cli.experiments.registry import PidFile, living_runner
 from pidgin_cli.experiments.runner import Runner, create_experiment
 from pidgin_cli.providers.registry import ProviderPool
 from pidgin_cli.spec.experiment import ExperimentSpec, load
+from pidgin_cli.spec.schema import BudgetSpec
 
 __all__ = ["pidgin"]
 
@@ -270,6 +274,29 @@ async def test_requests_that_nobody_answered_cost_nothing(tmp_path: Path) -> Non
     free = Begun(tmp_path / "free", experiment(QUICK, QUICK))
     await free.run()
     assert all(event.reserved is None for event in of_type(free.events(), MessageRequestEvent))
+
+
+async def test_replies_that_nobody_waited_for_are_spent(tmp_path: Path) -> None:
+    """Whatever timed out before its first piece may be billed, so it counts whole and the cap holds; one in the middle
+    counts once."""
+    keys = {"agents": BOUND, "max_turns": 2, "timeouts": {"first_token_s": 0.05, "gap_s": 0.05}}
+    spec = experiment(f"{QUICK}&fail=hang_start@1x2,hang@2", QUICK, budget={"tokens": 100_000}, **keys)
+    begun = Begun(tmp_path, spec)
+    await begun.run()
+    events = begun.events()
+    assert [e.error for e in of_type(events, APIErrorEvent)] == ["ProviderTimeout"] * 3
+    whole = [e for e in of_type(events, TokenUsageEvent) if e.purpose == "message"]
+    reported = sum((e.prompt_tokens or 0) + (e.completion_tokens or 0) for e in whole)
+    first, later = (e.reserved for e in of_type(events, MessageRequestEvent) if e.agent_id == "a")
+    assert first is not None
+    assert later is not None
+    assert spent_so_far(events).tokens == reported + 2 * first["tokens"] + later["tokens"]
+    assert spent_so_far(events).tokens == begun.runner.budget.tokens
+
+    capped = Begun(tmp_path / "capped", spec.model_copy(update={"budget": BudgetSpec(tokens=first["tokens"] + 20)}))
+    await capped.run()
+    assert of_type(capped.events(), ConversationEndEvent)[-1].end_reason is EndReason.BUDGET
+    assert spent_so_far(capped.events()).tokens == capped.runner.budget.tokens == first["tokens"]
 
 
 async def test_usage_that_is_not_reported_is_all_that_was_set_aside(tmp_path: Path) -> None:

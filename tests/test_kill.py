@@ -525,7 +525,7 @@ def test_what_is_complete_stays_as_it_is(forked: ForkedCli, tmp_path: Path):
     uninterrupted("two", root, forked.run)
     folder = the_folder(root)
     assert folder is not None
-    before = {path: path.read_bytes() for path in folder.path.iterdir()}
+    before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
     assert forked.run(["resume", folder.experiment_id, "-o", str(root)]).status == 0
     assert forked.run(["resume", "--all", "-o", str(root)]).status == 0
-    assert before == {path: path.read_bytes() for path in folder.path.iterdir()}
+    assert before == {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}

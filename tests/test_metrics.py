@@ -2,6 +2,7 @@
 
 import math
 import os
+import random
 import re
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from pidgin_cli.metrics.offline import (
     determinism,
     offline,
     recurrence,
+    states,
     summarise,
 )
 from pidgin_cli.metrics.reading import SEQUENCE_LIMIT, Reading, Vocabulary
@@ -231,7 +233,9 @@ def test_rows_hold_the_catalogue() -> None:
     assert {found.name for found in conversation} == {m.name for m in METRICS.values() if m.when == "end"}
     per_message, ended = offline(_alternating([_prose(60), _prose(60, 1)]))
     semantic, path = semantics([("a", None)])
-    elsewhere = {"convergence_index", "burrows_delta"}
+    of_others = {"convergence_index", "convergence_surrogates", "convergence_index_mean", "convergence_index_slope"}
+    of_states = {"end_state", "n_state_entries", "recovered", "first_passage", "dwell"}
+    elsewhere = {"burrows_delta", "error_kind", "topic_switches", *of_others, *of_states}
     found = {*per_message[0], *(s.name for s in ended), *semantic[0], *(s.name for s in path)}
     assert found | elsewhere == {m.name for m in METRICS.values() if m.when == "offline"}
     assert set(semantic[0]) == set(SEMANTIC)
@@ -566,14 +570,73 @@ def test_profiles_sum_to_one() -> None:
 
 def test_convergence_index() -> None:
     """Corrected for chance: about 0 between strangers, 1 for copies, NULL below 5 conversations, seeded."""
-    strangers = [_alternating(_prose(60, 100 * talk + turn) for turn in range(6)) for talk in range(12)]
-    index = [value for row in convergence_index(strangers, lexicon=english()) for value in row[1:] if value is not None]
+    strangers = {f"talk-{talk}": _alternating(_prose(60, 100 * talk + turn) for turn in range(6)) for talk in range(12)}
+    found = convergence_index(strangers, lexicon=english())
+    index = [each.value for row in found.values() for each in row if each.value is not None]
     assert len(index) == 12 * 5
     assert abs(sum(index) / len(index)) < 0.05
-    copies = [[*talk[:1], ("b", talk[0][1])] for talk in strangers]
-    assert [row[1] for row in convergence_index(copies, lexicon=english())] == pytest.approx([1] * 12)
-    assert convergence_index(strangers[:4]) == [[None] * 6] * 4
-    assert convergence_index(strangers, seed=3) == convergence_index(strangers, seed=3)
+    assert {row[0].surrogates for row in found.values()} == {None}
+    assert {each.surrogates for row in found.values() for each in row[1:]} == {11}
+    copies = {name: [*talk[:1], ("b", talk[0][1])] for name, talk in strangers.items()}
+    assert [row[1].value for row in convergence_index(copies, lexicon=english()).values()] == pytest.approx([1] * 12)
+    few = dict(list(strangers.items())[:4])
+    assert {each for row in convergence_index(few).values() for each in row} == {(None, None)}
+
+
+def test_convergence_index_does_not_know_the_order() -> None:
+    """Conversations in another order give the same numbers, also where strangers are drawn; another seed does not."""
+    talks = {f"t{n}": _alternating(_prose(30, 10 * n + turn) for turn in range(3)) for n in range(30)}
+    found = convergence_index(talks)
+    assert found == convergence_index(dict(reversed(talks.items())))
+    assert {each.surrogates for row in found.values() for each in row[1:]} == {20}
+    assert found != convergence_index(talks, seed=1)
+
+
+def test_convergence_grows_where_it_is_planted() -> None:
+    """Each reply takes over more of the last message: the index grows with the turns, its raw parts corrected."""
+    rng = random.Random(5)
+    talks = {}
+    for talk in range(10):
+        texts = [_prose(60, 1000 * talk)]
+        for turn in range(1, 8):
+            fresh = _prose(60, 1000 * talk + turn).split()
+            old = texts[-1].split()
+            texts.append(" ".join(b if rng.random() < turn / 8 else a for a, b in zip(fresh, old, strict=False)))
+        talks[str(talk)] = _alternating(texts)
+    rows = convergence_index(talks, lexicon=english()).values()
+    by_turn = [[row[turn].value for row in rows] for turn in range(1, 8)]
+    means = [sum(values) / len(values) for values in by_turn]  # type: ignore[arg-type]
+    assert means[0] < 0.25
+    assert means == sorted(means)
+    assert means[-1] > 0.7
+
+
+def test_what_a_branch_shares_is_no_stranger() -> None:
+    """Branches of one conversation are not held against the beginning that all of them have in common."""
+    beginning = _alternating(_prose(40, seed) for seed in range(2))
+    talks = {str(n): [*beginning, ("a", _prose(40, 10 + n)), ("b", _prose(40, 30 + n))] for n in range(6)}
+    found = convergence_index(talks, shared=dict.fromkeys(talks, 2))
+    assert {row[2] for row in found.values()} == {(None, 0)}
+    assert {row[3].surrogates for row in found.values()} == {5}
+    origin = {"origin": [*beginning, ("a", _prose(40, 99))]}
+    assert convergence_index(talks | origin, shared=dict.fromkeys(talks, 2))["0"][2] == (None, 0)
+
+
+def test_states_of_a_conversation() -> None:
+    """Onsets, dwell and recovery from the states of the messages; nothing is said where no state is known."""
+    names = ["normal", "echo", "echo", "normal", "silence", "echo"]
+    found = states(names, [None, 1, 1, None, 4, 2])
+    assert found == {
+        "end_state": "echo",
+        "n_state_entries": 3,
+        "recovered": False,
+        "first_passage_echo": 1,
+        "dwell_echo": 3,
+        "first_passage_silence": 4,
+        "dwell_silence": 1,
+    }
+    assert states(["normal"], [None]) == {"end_state": "normal", "n_state_entries": 0, "recovered": None}
+    assert states([None, None], [None, None]) == {}
 
 
 # Afterwards
@@ -710,6 +773,28 @@ def test_a_package_adds_a_metric(tmp_path: Path) -> None:
         "{'bangs': 'RuntimeError: no'}",
         "None bangs",
     ]
+
+
+@pytest.mark.parametrize("metrics", ["live", "off"])
+def test_a_packages_metric_reaches_the_database(tmp_path: Path, metrics: str) -> None:
+    """A run and an import in processes of their own: it has a column with its values, also where none ran live."""
+    environment = _installed(tmp_path, PLUGIN) | {"PIDGIN_POST_PROCESSING": "off"}
+    (tmp_path / "spec.yaml").write_text(
+        'agents: [{id: a, model: "local:test?words=5"}, {id: b, model: "local:test?words=5"}]\n'
+        f"max_turns: 2\nseed: 1\nmetrics: {metrics}\n"
+    )
+
+    def call(*argv: str) -> str:
+        command = [sys.executable, "-m", "pidgin_cli", *argv]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    call("run", "spec.yaml", "--display", "quiet")
+    assert ('"bangs":0' in next(tmp_path.rglob("conv_*_events.jsonl")).read_text()) == (metrics == "live")
+    call("import", "--all")
+    told = call("query", "SELECT bangs FROM message_metrics ORDER BY message_index", "--csv")
+    assert told.split() == ["bangs", '""', "0", "0", "0"]
 
 
 @pytest.mark.parametrize(

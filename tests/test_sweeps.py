@@ -488,7 +488,31 @@ def test_a_branch_goes_on_from_a_recorded_conversation() -> None:
             "interventions.1.mute: in turn 4 nobody would speak",
         ),
         ({"interventions": [{"turn": 2, "swap_model": "cluade", "agent": "a"}]}, "swap_model: unknown model 'cluade'"),
-        ({"interventions": [{"metric": "x", "inject": "x"}]}, "arrives with the analysis of metrics"),
+        ({"interventions": [{"inject": "x"}]}, "an intervention needs turn or when"),
+        ({"interventions": [{"turn": 2, "when": {"state": "echo"}, "inject": "x"}]}, "needs turn or when"),
+        ({"interventions": [{"turn": 2, "times": 2, "inject": "x"}]}, "times means nothing beside turn"),
+        ({"interventions": [{"when": {}, "inject": "x"}]}, "a trigger has one of metric, detector, state"),
+        ({"interventions": [{"when": {"metric": "tokens"}, "inject": "x"}]}, "a metric needs above or below"),
+        ({"interventions": [{"when": {"state": "echo", "below": 1}, "inject": "x"}]}, "below means nothing beside"),
+        (
+            {"interventions": [{"when": {"metric": "tokens", "below": 1, "agent": "c"}, "inject": "x"}]},
+            "interventions.0.when.agent: no agent 'c'; there are a, b, or all",
+        ),
+        (
+            {"interventions": [{"when": {"state": "echo"}, "mute": "a"}, {"when": {"state": "echo"}, "mute": "b"}]},
+            "interventions.0.mute: triggers may silence everybody at once",
+        ),
+        (
+            {"interventions": [{"when": {"state": "echo"}, "mute": "a"}, {"turn": 4, "mute": "b"}]},
+            "interventions.1.mute: in turn 4 nobody would speak, if a trigger silences the others",
+        ),
+        (
+            {"interventions": [{"when": {"detector": "cycle"}, "inject": "x"}], "detectors": {"cycle": "stop"}},
+            "cycle ends the conversation",
+        ),
+        ({"interventions": [{"when": {"state": "echo"}, "inject": "x"}], "metrics": "off"}, "metrics: metrics: off"),
+        ({"detectors": {"cycle": "intervene"}}, "detectors.cycle: intervene puts in text, or does what"),
+        ({"max_turns": 1, "interventions": [{"when": {"state": "echo"}, "inject": "x"}]}, "no turn after one"),
         (
             {"interventions": [{"turn": 3, "inject": "x"}], "branch": {"of": "k3v9x2ab-1", "turn": 3}},
             "before the branch",

@@ -169,6 +169,43 @@ async def test_convergence_notifies_once_and_stops(tmp_path: Path) -> None:
     assert not of_type(never.events, ConvergenceWarningEvent)
 
 
+async def test_convergence_pauses(tmp_path: Path) -> None:
+    """pause holds the conversation after the turn that reached the threshold; without a threshold nothing happens."""
+
+    def go_ahead(conductor: Conductor, event: ConversationPausedEvent) -> None:
+        assert (event.by, event.message_index) == ("convergence", 2)
+        conductor.control.resume()
+
+    spec = experiment(PARROT, PARROT, metrics="live", convergence={"threshold": 0.9, "action": "pause"})
+    run = await converse(tmp_path / "paused", spec, watch=bus_watch(ConversationPausedEvent, go_ahead))
+    check_record(run.events)
+    assert len(of_type(run.events, ConversationPausedEvent)) == 1
+    assert of_type(run.events, ConversationEndEvent)[-1].end_reason is EndReason.TURN_LIMIT
+    for action in ("pause", "stop"):
+        off = await watched(tmp_path / action, PARROT, PARROT, max_turns=2, convergence={"action": action})
+        assert not of_type(off.events, ConvergenceWarningEvent)
+        assert of_type(off.events, ConversationEndEvent)[-1].end_reason is EndReason.TURN_LIMIT
+
+
+async def test_a_stop_by_a_detector_is_final(tmp_path: Path) -> None:
+    """Run again, a conversation of three that a detector has ended stays as it is: nothing fires or is asked twice."""
+    run = await watched(tmp_path, LOOPS, LOOPS, LOOPS, max_turns=8, detectors={"cycle": "stop"})
+    assert of_type(run.events, ConversationEndEvent)[-1].end_reason is EndReason.DETECTOR
+    again = await go_on(run.root, run.folder)
+    assert again.events == run.events
+
+
+async def test_a_stop_in_the_last_turn_is_the_reason(tmp_path: Path) -> None:
+    """A detector that fires at the very last message ends the conversation, not the turn limit."""
+    long = await watched(tmp_path / "long", LOOPS, LOOPS, max_turns=8, detectors={"cycle": "stop"})
+    last = messages(long.events)[-1]
+    short = await watched(
+        tmp_path / "short", LOOPS, LOOPS, max_turns=last.turn_number, detectors={"cycle": {"action": "stop"}}
+    )
+    assert len(messages(short.events)) == len(messages(long.events))
+    assert of_type(short.events, ConversationEndEvent)[-1].end_reason is EndReason.DETECTOR
+
+
 async def test_profiles_and_weights_have_their_effect(tmp_path: Path) -> None:
     """Every profile, and weights of one's own, give scores of their own for the same words."""
     choices: list[dict[str, Any]] = [{"profile": name} for name in ("balanced", "structural", "semantic", "strict")]

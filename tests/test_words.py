@@ -12,8 +12,10 @@ import pytest
 from commands import Pidgin, error_of, pidgin
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.cells import cell_len
 from runs import append, make, said, start
 from strategies import TEXT
+from terminal import Terminal
 
 from pidgin_cli.core.events import ConversationEndEvent, Event, Totals
 from pidgin_cli.core.types import EndReason, Status
@@ -116,6 +118,7 @@ def test_words_of_an_experiment(root: OutputRoot, pidgin: Pidgin) -> None:
     assert lines[4].split() == ["2", "love", "0.67", "66.7", "%", "1", "1"]
     assert "tok_uni_v1" in printed.out
     assert "stop words (stop_en_1" in printed.out
+    assert "Transcripts have 1 turns, 1 to 2 (median 1) messages; in a turn every scheduled agent" in printed.out
     assert "\x1b" not in printed.out
     found = rows(pidgin("words", "bliss", "--json").out)
     assert {row["word"] for row in found} == {"dance", "love", "2j", "silence"}
@@ -128,6 +131,22 @@ def test_words_of_an_experiment(root: OutputRoot, pidgin: Pidgin) -> None:
         ("dance", 2 / 3, "3"),
         ("love", 2 / 3, "3"),
     ]
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_the_table_is_straight_at_any_width(root: OutputRoot, tmp_path: Path, pidgin: Pidgin, width: int) -> None:
+    """Wide, joined and endless words and emoji keep their columns in a real terminal; whole they are in --json."""
+    endless = "x" * 5000
+    make(root, "abcdefgh", [talk("你好 👩‍👩‍👧 🕊️ 🌀🌀 שלום", endless)], name="wide")
+    for kind in ((), ("--emoji",)):
+        with Terminal("words", "wide", *kind, cwd=tmp_path, columns=width) as terminal:
+            assert terminal.wait() == 0
+            lines = [line.rstrip() for line in terminal.text.splitlines()]
+        table = [line for line in lines if line.endswith(("1", "2")) and "%" in line]
+        assert len(table) == 4 if not kind else 3
+        assert len({cell_len(line) for line in table}) == 1, table
+        assert cell_len(table[0]) <= width
+    assert endless in {row["word"] for row in rows(pidgin("words", "wide", "--json").out)}
 
 
 def test_words_by_arm_and_order(root: OutputRoot, pidgin: Pidgin) -> None:

@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal, NamedTuple
 
 import click
@@ -17,25 +18,35 @@ from rich.table import Table
 
 from pidgin_cli.core.errors import LogError, NotFound, SpecError
 from pidgin_cli.core.events import ConversationEndEvent, ConversationStartEvent, MessageCompleteEvent
-from pidgin_cli.core.types import Status
+from pidgin_cli.core.types import EndReason, Status
 from pidgin_cli.database.store import EventStore
 from pidgin_cli.eventlog.folder import ExperimentFolder, OutputRoot
 from pidgin_cli.eventlog.log import read_record
 from pidgin_cli.eventlog.state import run_state
 from pidgin_cli.experiments.registry import living_runner
+from pidgin_cli.metrics.detectors import NORMAL, STATES
 from pidgin_cli.metrics.formulas import theil_sen
 from pidgin_cli.metrics.statistics import (
+    MixedModel,
     Omnibus,
+    Passage,
+    Passages,
+    TooLittle,
     benjamini_hochberg,
     benjamini_yekutieli,
+    clopper_pearson,
     compare_groups,
     compare_pairs,
+    compare_shares,
+    compare_times,
     design_effect,
     detectable_effect,
     given,
     holm,
     kruskal_wallis,
+    logrank,
     logrank_events,
+    mixed_model,
     n_per_arm,
     permutation_f,
     power_of_hazards,
@@ -56,6 +67,7 @@ from .records import existing_root
 __all__ = ["compare", "plan_power", "show_words"]
 
 LABEL_CELLS = 100
+WORD_CELLS = 40
 NO_ARM = "(no values)"
 
 
@@ -106,6 +118,23 @@ class _Validity:
 class _Transcripts(NamedTuple):
     by_arm: dict[str, list[list[str]]]
     said: str
+    turns: list[int]
+    """Of each transcript, those in which somebody spoke."""
+
+    def size(self) -> str:
+        """How long transcripts are, and what a turn is; without any, nothing."""
+        if not self.turns:
+            return ""
+        messages = [len(texts) for transcripts in self.by_arm.values() for texts in transcripts]
+        return (
+            f" Transcripts have {_from_to(self.turns)} turns, {_from_to(messages)} messages; in a turn every scheduled "
+            "agent speaks once."
+        )
+
+
+def _from_to(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,} (median {median(numbers):,g})"
 
 
 def show_words(target: str, output: Path | None, options: Mapping[str, Any]) -> None:
@@ -146,12 +175,13 @@ def show_words(target: str, output: Path | None, options: Mapping[str, Any]) -> 
             console.print(f"{one_line(arm, LABEL_CELLS) or NO_ARM} (n = {n})", style="bold", soft_wrap=True)
         console.print(_word_table(kind, table[:shown]) if table else f"no {kind}{'s' * (kind == 'word')}")
     console.print()
-    for sentence in _how_counted(kind, order, filtered=filtered):
+    for sentence in _how_counted(kind, order, found, filtered=filtered):
         console.print(sentence, style="dim", soft_wrap=True)
 
 
 def _transcripts(folder: ExperimentFolder, *, everything: bool) -> _Transcripts:
     by_arm: dict[str, list[list[str]]] = {}
+    turns: list[int] = []
     validity = _Validity(everything=everything)
     for name, log in folder.logs().items():
         try:
@@ -167,9 +197,10 @@ def _transcripts(folder: ExperimentFolder, *, everything: bool) -> _Transcripts:
         if not validity.takes(status=state.status.value, invalid=invalid, notable=notable):
             continue
         arm = next((e.arm for e in record.events if isinstance(e, ConversationStartEvent)), "")
-        texts = [e.message.content for e in record.events if isinstance(e, MessageCompleteEvent)]
-        by_arm.setdefault(arm, []).append(texts)
-    return _Transcripts(by_arm, validity.sentence(_title(folder)))
+        said = [e for e in record.events if isinstance(e, MessageCompleteEvent)]
+        by_arm.setdefault(arm, []).append([e.message.content for e in said])
+        turns.append(len({e.turn_number for e in said}))
+    return _Transcripts(by_arm, validity.sentence(_title(folder)), turns)
 
 
 def _title(folder: ExperimentFolder) -> str:
@@ -188,11 +219,11 @@ def _word_table(kind: str, rows: Sequence[WordUse]) -> Table:
         table.add_column(heading, justify="right")
     for place, row in enumerate(rows, 1):
         numbers = (f"{row.mean:,.2f}", f"{100 * row.present:.1f} %", f"{row.median:,g}", f"{row.max:,}")
-        table.add_row(str(place), visible(row.word), *numbers)
+        table.add_row(str(place), one_line(row.word, WORD_CELLS), *numbers)
     return table
 
 
-def _how_counted(kind: str, order: str, *, filtered: bool) -> list[str]:
+def _how_counted(kind: str, order: str, found: _Transcripts, *, filtered: bool) -> list[str]:
     orders = {"mean": "mean uses", "present": "share of transcripts", "median": "median uses", "max": "most uses"}
     what = (
         f"Words are tokens of {TOKENIZER_VERSION} in lower case, inflections apart, code included; "
@@ -208,7 +239,7 @@ def _how_counted(kind: str, order: str, *, filtered: bool) -> list[str]:
     return [
         what,
         "A transcript is all that the agents said in one conversation, without the opening, without thinking, and of a "
-        f"branch without what it shares. By {orders[order]}.",
+        f"branch without what it shares.{found.size()} By {orders[order]}.",
     ]
 
 
@@ -233,13 +264,37 @@ BASE = (*SERIES, *TOTALS)
 """Measures that every record has, without any metric being stored."""
 
 HEADLINE = (
-    *("convergence", "cosine_tf", "copied_span_share", "lsm", "mattr_50", "rep_4", "novelty_4gram", "history_gain"),
+    *(
+        "convergence_index",
+        "convergence",
+        "cosine_tf",
+        "copied_span_share",
+        "lsm",
+        "mattr_50",
+        "rep_4",
+        "novelty_4gram",
+        "history_gain",
+    ),
     *("sem_step_self", "sentiment"),
 )
 """Stored metrics that are compared when none is named."""
 
+ATTRACTOR = "attractor"
+"""Any state but the normal one."""
+INCIDENCE = {f"incidence_{name}": name for name in (ATTRACTOR, *STATES) if name != NORMAL}
+"""Shares of conversations that have entered a state."""
+FIRST_PASSAGE = {f"first_passage_{name}": name for name in (ATTRACTOR, *STATES) if name != NORMAL}
+"""Turns until they did."""
+ENDED = {f"ended_{reason}": reason for reason in EndReason}
+"""Shares of conversations that ended for a reason."""
+OF_STATES = ("incidence_attractor", "first_passage_attractor")
+"""What is compared of states when nothing is named."""
+
 OF_CONVERSATION = ("arm", "seating", "repetition", "first_speaker", "opening", "seed")
 """Columns that conversations can be told apart by, beside the swept values."""
+
+NAMED = (*BASE, *INCIDENCE, *FIRST_PASSAGE, *ENDED)
+"""Measures that are no columns of stored metrics."""
 
 FEW = 10
 """Conversations below which a bootstrap interval holds the truth clearly less often than it says."""
@@ -265,6 +320,14 @@ def _delta(values: _Series) -> float | None:
     return None if first is None or last is None or len(values) < 6 else last - first
 
 
+def _auc(values: _Series) -> float | None:
+    """By the trapezium rule over the messages that have a value."""
+    known = [(place, value) for place, value in enumerate(values) if value is not None]
+    if len(known) < 2:
+        return None
+    return sum((after - at) * (one + other) / 2 for (at, one), (after, other) in itertools.pairwise(known))
+
+
 def _slope(values: _Series) -> float | None:
     return theil_sen([float(value) for value in given(values)])
 
@@ -275,13 +338,46 @@ REDUCTIONS: dict[str, tuple[Callable[[_Series], float | None], str]] = {
     "last3": (_last3, "the mean of its last three messages"),
     "delta": (_delta, "the mean of its last three messages less that of its first three"),
     "slope": (_slope, "the Theil-Sen slope by message"),
+    "auc": (_auc, "the area under its curve by message (trapezium rule)"),
 }
+
+
+class _Said(NamedTuple):
+    """One message's value of a measure."""
+
+    turn: int
+    agent_id: str
+    value: float
+
+
+_AT_THE_LIMIT = (None, EndReason.TURN_LIMIT, EndReason.UNKNOWN)
+"""Ends that say nothing of what would have come: the time is censored there."""
 
 
 class _Conversation(NamedTuple):
     row: Mapping[str, Any]
     """Of the table `conversations`."""
     measures: Mapping[str, float | None]
+    series: Mapping[str, Sequence[_Said]]
+    """Of the measures of messages, what they were reduced from."""
+    last_turn: int
+    entered: Mapping[str, int] | None
+    """The turn at which each state was first entered; None: its states are not known."""
+
+    def fact(self, measure: str) -> bool | None:
+        """Whether it counts in a share of conversations; None: not known."""
+        if measure in ENDED:
+            return None if self.row["end_reason"] is None else self.row["end_reason"] == ENDED[measure]
+        return None if self.entered is None else INCIDENCE[measure] in self.entered
+
+    def passage(self, measure: str) -> Passage | None:
+        """The turns until a state, or until nothing more was seen of it; None: not known."""
+        if self.entered is None:
+            return None
+        turn, reason = self.entered.get(FIRST_PASSAGE[measure]), self.row["end_reason"]
+        if turn is not None:
+            return Passage(turn, True)
+        return Passage(self.last_turn, False, None if reason in _AT_THE_LIMIT else reason)
 
     def value(self, key: str) -> str:
         """What it has under a swept name or column. Raises SpecError for names that there are not."""
@@ -426,8 +522,8 @@ def _stored(store: EventStore, asked: Sequence[str]) -> list[str]:
     if not asked:
         return [name for name in HEADLINE if name in there]
     for name in asked:
-        if name not in there and name not in BASE:
-            near = difflib.get_close_matches(name, [*BASE, *there], n=3) or list(BASE)
+        if name not in there and name not in NAMED:
+            near = difflib.get_close_matches(name, [*NAMED, *there], n=3) or list(BASE)
             raise SpecError(f"there is no measure {name!r}; near are {', '.join(near)}")
     return [name for name in asked if name in there]
 
@@ -435,23 +531,23 @@ def _stored(store: EventStore, asked: Sequence[str]) -> list[str]:
 def _read(store: EventStore, folder: ExperimentFolder, names: Sequence[str], reduce: str) -> list[_Conversation]:
     """Every conversation of an experiment with one number for each measure."""
     reduction = REDUCTIONS[reduce][0]
-    stored: dict[str, dict[str, list[float | None]]] = {}
-    for row in store.metrics.by_message(folder.experiment_id, names) if names else ():
-        series = stored.setdefault(row["conversation_id"], {})
-        for name in names:
-            value = row[name]
-            number = float(value) if isinstance(value, int | float) else None
-            series.setdefault(name, []).append(number)
+    stored: dict[str, dict[int, Mapping[str, Any]]] = {}
+    of_states = [name for name in ("state", "state_onset") if name in store.metrics.names()]
+    columns = list(dict.fromkeys((*names, *of_states)))
+    for row in store.metrics.by_message(folder.experiment_id, columns) if columns else ():
+        stored.setdefault(row["conversation_id"], {})[row["message_index"]] = row
     found = []
     for row in store.conversations.of(folder.experiment_id):
         messages = store.messages.of(row["conversation_id"])
         words = [len(tokenize(message["content"])) for message in messages]
-        series = {
+        metrics = stored.get(row["conversation_id"], {})
+        of_message = [metrics.get(message["message_index"], {}) for message in messages]
+        series: dict[str, list[float | None]] = {
             "words": list(map(float, words)),
             "completion_tokens": [message["completion_tokens"] for message in messages],
             "duration_ms": [None if message["cached"] else message["duration_ms"] for message in messages],
             "ttft_ms": [None if message["cached"] else message["ttft_ms"] for message in messages],
-            **stored.get(row["conversation_id"], {}),
+            **{name: [_as_number(values.get(name)) for values in of_message] for name in names if metrics},
         }
         prompt, completion = row["prompt_tokens"], row["completion_tokens"]
         totals = {
@@ -460,7 +556,43 @@ def _read(store: EventStore, folder: ExperimentFolder, names: Sequence[str], red
             "total_tokens": None if prompt is None or completion is None else prompt + completion,
             "cost_usd": row["cost_usd"],
         }
-        found.append(_Conversation(row, {**{name: reduction(x) for name, x in series.items()}, **totals}))
+        found.append(
+            _Conversation(
+                row,
+                {**{name: reduction(x) for name, x in series.items()}, **totals},
+                {
+                    name: [
+                        _Said(message["turn_number"], message["agent_id"], value)
+                        for message, value in zip(messages, values, strict=True)
+                        if value is not None
+                    ]
+                    for name, values in series.items()
+                },
+                max((message["turn_number"] for message in messages), default=0),
+                _entered(messages, of_message),
+            )
+        )
+    return found
+
+
+def _as_number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _entered(messages: Sequence[Mapping[str, Any]], of_message: Sequence[Mapping[str, Any]]) -> dict[str, int] | None:
+    """The turn at which each state began, as the detectors date it back; None where no message has a state."""
+    if all(values.get("state") is None for values in of_message):
+        return None
+    turns = {message["message_index"]: message["turn_number"] for message in messages}
+    found: dict[str, int] = {}
+    for message, values in zip(messages, of_message, strict=True):
+        state = str(values.get("state") or NORMAL).partition("(")[0]  # "cycle(2)" is a cycle
+        if state != NORMAL:
+            # What a branch shares is not of its own: a state from there is entered with its first message.
+            turn = turns.get(values.get("state_onset"), min(turns.values()))
+            turn = min(turn, message["turn_number"])
+            for name in (state, ATTRACTOR):
+                found[name] = min(turn, found.get(name, turn))
     return found
 
 
@@ -529,7 +661,17 @@ def _measures(asked: Sequence[str], conversations: Sequence[_Conversation]) -> l
     if asked and "all" not in asked:
         return list(dict.fromkeys(asked))
     there = dict.fromkeys(name for c in conversations for name, value in c.measures.items() if value is not None)
-    return [name for name in dict.fromkeys((*BASE, *there)) if name in there]
+    found = [name for name in dict.fromkeys((*BASE, *there)) if name in there]
+    if all(conversation.entered is None for conversation in conversations):
+        of_states: list[str] = []
+    elif asked:
+        seen = {ATTRACTOR, *(state for c in conversations for state in c.entered or ())}
+        of_states = [name for name, state in (INCIDENCE | FIRST_PASSAGE).items() if state in seen]
+    else:
+        of_states = list(OF_STATES)
+    reasons = {conversation.row["end_reason"] for conversation in conversations}
+    ends = [name for name, reason in ENDED.items() if reason in reasons] if asked and len(reasons) > 1 else []
+    return [*found, *of_states, *ends]
 
 
 def _effects(
@@ -538,41 +680,96 @@ def _effects(
     said: Sequence[str],
     options: Mapping[str, Any],
 ) -> Effects:
-    seed, primary, pair_by = options["seed"], options["primary"], options["pair_by"]
+    primary = options["primary"]
     if primary is not None and primary not in measures:
         raise SpecError(f"the primary measure {primary!r} is not compared; there are {', '.join(measures)}")
     rows: list[Row] = []
     omnibus: dict[str, Omnibus] = {}
     for contrast, a, b, groups in contrasts:
         for measure in measures:
-            one, other = ([member.measures.get(measure) for member in group.members] for group in (a, b))
             if groups and measure not in omnibus:
-                each = [[member.measures.get(measure) for member in group.members] for group in groups]
-                omnibus[measure] = Omnibus(permutation_f(*each, seed=seed), kruskal_wallis(*each))
-            pairs = _pairs(a, b, pair_by, measure) if pair_by else None
-            rows.append(
-                Row(
-                    contrast,
-                    measure,
-                    compare_groups(one, other, seed=seed),
-                    None if pairs is None else compare_pairs(pairs, seed=seed),
-                    None,
-                    measure == primary,
-                    omnibus.get(measure),
-                )
-            )
+                omnibus[measure] = _of_all(measure, groups, options["seed"])
+            row = _row(contrast, measure, a, b, options)
+            model = _by_turn(measure, a, b) if options["mixed"] and row.kind == "mean" else None
+            rows.append(row._replace(omnibus=omnibus.get(measure), turns=model))
+    if options["mixed"] and not any(row.turns for row in rows):
+        raise SpecError("no measure has enough values by message for a mixed model; leave --mixed out")
     several = bool(omnibus)
     adjust = holm if several else benjamini_yekutieli if options["yekutieli"] else benjamini_hochberg
     adjustment = "Holm" if several else "BY" if options["yekutieli"] else "BH"
     families = [[m] for m in measures] if several else [[m for m in measures if m != primary]]
     for family in families:
         places = [place for place, row in enumerate(rows) if row.measure in family]
-        p = [tested.p if (tested := rows[place].permutation) else None for place in places]
+        p = [rows[place].p if rows[place].varies else None for place in places]
         for place, value in zip(places, adjust(p), strict=True):
             rows[place] = rows[place]._replace(adjusted=value)
     title = " and ".join(dict.fromkeys(name for c, *_ in contrasts for name in (c.a, c.b)))
     method = _method(rows, adjustment, options)
-    return Effects(f"Comparison: {title}", rows, said, method, adjustment, seed, options["reduce"])
+    return Effects(f"Comparison: {title}", rows, said, method, adjustment, options["seed"], options["reduce"])
+
+
+def _row(contrast: Contrast, measure: str, a: _Group, b: _Group, options: Mapping[str, Any]) -> Row:
+    seed, pair_by, primary = options["seed"], options["pair_by"], measure == options["primary"]
+    if measure in FIRST_PASSAGE:
+        one, other = ([member.passage(measure) for member in group.members] for group in (a, b))
+        return Row(contrast, measure, compare_times(one, other), None, None, primary)
+    values = [[_one_number(member, measure) for member in group.members] for group in (a, b)]
+    pairs = compare_pairs(_pairs(a, b, pair_by, measure), seed=seed) if pair_by else None
+    if measure in INCIDENCE or measure in ENDED:
+        so, also = ([member.fact(measure) for member in group.members] for group in (a, b))
+        return Row(contrast, measure, compare_shares(so, also), pairs, None, primary)
+    return Row(contrast, measure, compare_groups(*values, seed=seed), pairs, None, primary)
+
+
+def _one_number(member: _Conversation, measure: str) -> float | None:
+    if measure in INCIDENCE or measure in ENDED:
+        fact = member.fact(measure)
+        return None if fact is None else float(fact)
+    return member.measures.get(measure)
+
+
+def _of_all(measure: str, groups: Sequence[_Group], seed: int) -> Omnibus:
+    if measure in FIRST_PASSAGE:
+        known = [[p for member in group.members if (p := member.passage(measure)) is not None] for group in groups]
+        return Omnibus(None, None, logrank(*(([p.time for p in x], [p.event for p in x]) for x in known if x)))
+    each = [[_one_number(member, measure) for member in group.members] for group in groups]
+    return Omnibus(permutation_f(*each, seed=seed), kruskal_wallis(*each))
+
+
+def _by_turn(measure: str, a: _Group, b: _Group) -> MixedModel | None:
+    """The measure by group and turn, from the middle turn on; None where there is too little for it."""
+    said = [
+        (mark, member.row["conversation_id"], each)
+        for mark, group in (("a", a), ("b", b))
+        for member in group.members
+        for each in member.series.get(measure, ())
+    ]
+    if not said:
+        return None
+    turns = [each.turn for _, _, each in said]
+    middle = (min(turns) + max(turns)) / 2
+    agents = sorted({each.agent_id for _, _, each in said})
+    if any({each.agent_id for mark, _, each in said if mark == side} != set(agents) for side in "ab"):
+        agents = agents[:1]  # where they are not the same on both sides, they are part of what differs
+    try:
+        for random_slope in (True, False):
+            model = mixed_model(
+                [each.value for *_, each in said],
+                [mark for mark, *_ in said],
+                [turn - middle for turn in turns],
+                [name for _, name, _ in said],
+                # Each against the mean of all, so that the other effects are those of the mean agent.
+                covariates={
+                    f"agent={agent}": [(each.agent_id == agent) - 1 / len(agents) for *_, each in said]
+                    for agent in agents[1:]
+                },
+                random_slope=random_slope,
+            )
+            if model.converged:
+                break
+    except TooLittle:
+        return None
+    return model
 
 
 def _pairs(a: _Group, b: _Group, key: str, measure: str) -> list[tuple[float | None, float | None]]:
@@ -583,8 +780,8 @@ def _pairs(a: _Group, b: _Group, key: str, measure: str) -> list[tuple[float | N
         raise SpecError(f"{a.name} and {b.name} have no {key} in common, so that nothing can be paired")
     return [
         (
-            _mean([member.measures.get(measure) for member in one[value].members]),
-            _mean([member.measures.get(measure) for member in other[value].members]),
+            _mean([_one_number(member, measure) for member in one[value].members]),
+            _mean([_one_number(member, measure) for member in other[value].members]),
         )
         for value in common
     ]
@@ -599,38 +796,89 @@ def _method(rows: Sequence[Row], adjustment: str, options: Mapping[str, Any]) ->
     what = REDUCTIONS[options["reduce"]][1]
     left_out = options["primary"] is not None and adjustment != "Holm"
     family = sum(row.adjusted is not None for row in rows)
-    sentences = [
-        f"The unit is the conversation. Of a measure of messages each has one number: {what}; "
-        f"{', '.join(TOTALS)} are totals.",
-        "Differences are B less A, with a BCa bootstrap interval over "
-        + (f"pairs of the same {pair_by}" if pair_by else "conversations")
-        + f" (9,999 draws, seed {options['seed']}); p from a permutation test"
-        + (f" of signs within pairs ({way})." if pair_by else f" of the means ({way})."),
+    alike = dict.fromkeys(row.measure for row in rows if row.p is not None and not row.varies)
+    kinds = {row.kind for row in rows}
+    sentences = []
+    if "mean" in kinds:
+        sentences += [
+            f"The unit is the conversation. Of a measure of messages each has one number: {what}; "
+            f"{', '.join(TOTALS)} are totals.",
+            "Differences are B less A, with a BCa bootstrap interval over "
+            + (f"pairs of the same {pair_by}" if pair_by else "conversations")
+            + f" (9,999 draws, seed {options['seed']}); p from a permutation test"
+            + (f" of signs within pairs ({way})." if pair_by else f" of the means ({way})."),
+        ]
+    if "share" in kinds:
+        sentences.append(
+            "Shares of conversations: Wilson's intervals"
+            + (
+                f"; differences over pairs of the same {pair_by}, p from changes of sign within pairs."
+                if pair_by
+                else "; of a difference Newcombe's; p from Fisher's exact test."
+            )
+        )
+    if "time" in kinds:
+        sentences.append(
+            "Turns to a state, dated back to its onset: Kaplan-Meier medians, means without the state up to the last "
+            "turn that both groups were seen at, p from a log-rank test"
+            + (", not paired" if pair_by else "")
+            + ". Conversations at their turn limit are censored"
+            + _otherwise([row.found for row in rows])
+        )
+    if any(row.turns for row in rows):
+        sentences.append(
+            "Mixed model: linear, by REML, of group × turn with a random intercept and slope (where that does not "
+            "converge, an intercept) per conversation, and the agent as a covariate; Wald tests, which are in no "
+            "family and need about 20 conversations: with fewer go by the p of conversation values." + _unsound(rows)
+        )
+    sentences.append(
         {
             "BH": f"p (BH): Benjamini-Hochberg over the family of {count(family, 'test')}",
             "BY": f"p (BY): Benjamini-Yekutieli over the family of {count(family, 'test')}",
             "Holm": "p (Holm): over the pairs of groups within each measure, not over measures",
         }[adjustment]
-        + f" ({', '.join(measures)})."
+        + (f" ({', '.join(measures)})." if measures else ".")
+        + (f" Without any spread, so that no test could find anything: {', '.join(alike)}." if alike else "")
         + (f" {options['primary']} was named primary and is left out of it." if left_out else "")
-        + " Bold: at most 0.05.",
-    ]
-    smallest = min((row.paired.n if row.paired else min(row.independent.a.n, row.independent.b.n)) for row in rows)
+        + " Bold: at most 0.05."
+    )
+    smallest = min(row.paired.n if row.paired else min(row.n) for row in rows)
     if smallest:
         half = _half_width(smallest)
         sentences.append(
             f"n = {smallest} in the smallest group supports claims of about ±{100 * half:.0f} points on a share."
             + (" Bootstrap intervals of so few are too narrow: go by p." if smallest < FEW else "")
         )
-    if any(row.independent.a.missing or row.independent.b.missing for row in rows):
+    if any(map(any, (row.missing for row in rows))):
         sentences.append("Conversations in which a measure cannot be computed are left out of that measure: see (n).")
     return sentences
+
+
+def _otherwise(found: Iterable[object]) -> str:
+    ended = max((sum(times.otherwise) for times in found if isinstance(times, Passages)), default=0)
+    if not ended:
+        return "."
+    return (
+        f"; so are, in means, medians and p, up to {ended:,} that ended otherwise before. "
+        "The incidence takes these for another way to end (Aalen-Johansen)."
+    )
+
+
+def _unsound(rows: Sequence[Row]) -> str:
+    names = dict.fromkeys(row.measure for row in rows if row.turns and not row.turns.converged)
+    return f" The fit did not converge: {', '.join(names)}." if names else ""
 
 
 def _half_width(n: int) -> float:
     interval = wilson(n // 2, n)
     assert interval is not None, "n is above 0"
     return (interval.high - interval.low) / 2
+
+
+def _most_unseen(n: int) -> float:
+    interval = clopper_pearson(0, n)
+    assert interval is not None, "n is above 0"
+    return interval.high
 
 
 # power
@@ -696,7 +944,8 @@ def _plan(options: Mapping[str, Any]) -> dict[str, Any]:
         f"Two-sided test at {alpha:g}, of one measure: a family of measures needs more.",
         "The conversation is the unit: more turns do not replace conversations.",
         f"n = {plan['n_per_arm']} supports claims of about ±{100 * _half_width(plan['n_per_arm']):.0f} points "
-        "on a share (Wilson, 95 %, near one half).",
+        "on a share (Wilson, 95 %, near one half). What none of them shows is in at most "
+        f"{100 * _most_unseen(plan['n_per_arm']):.2g} % of conversations (Clopper-Pearson, 95 %).",
     ]
     return plan
 

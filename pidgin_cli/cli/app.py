@@ -243,6 +243,24 @@ def _display(command: Callable[..., Any]) -> Callable[..., Any]:
 _VISIBLE = click.Choice(["own", "partner", "nobody"])
 
 
+def _embeddings(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--embeddings",
+        metavar="MODEL",
+        help="What semantic metrics come from: openai:MODEL, google:MODEL, ollama:MODEL or an endpoint's, all of which "
+        "are sent every message; wordllama (offline, an extra); or lexical_hash.  [default: the spec's, else none]",
+    )(command)
+
+
+def _post_processing(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option(
+        "--post-processing/--no-post-processing",
+        default=True,
+        envvar="PIDGIN_POST_PROCESSING",
+        help="Make the pages when it is over, or leave them to pidgin report.  [default: make them]",
+    )(command)
+
+
 def agent_flags(command: Callable[..., Any]) -> Callable[..., Any]:
     """The flags that say who talks and how each agent is asked; `agents.agents_of` reads them.
 
@@ -448,6 +466,7 @@ def cli() -> None:
 @click.option("-n", "--name", help="Name of the record.")
 @_output
 @click.option("-y", "--yes", is_flag=True, help="Download a missing Ollama model without asking.")
+@_post_processing
 @_display
 def chat(**options: Any) -> int:
     """Hold one conversation, live.
@@ -523,6 +542,7 @@ _RUN_DISPLAY = click.Choice(["progress", "tail", "quiet"])
 @_choice_flags
 @click.option("--dry-run", is_flag=True, help="Show the plan, the number of calls and what it may cost.")
 @click.option("--retry-failed", is_flag=True, help="Go on with conversations that failed, too.")
+@_post_processing
 @_output
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest at the end, or with --dry-run the plan.")
 @click.option("--tail", is_flag=True, help="Short for --display tail.")
@@ -556,7 +576,7 @@ def run_(spec: Path | None, **options: Any) -> int:
 _BESIDE_A_SPEC = {
     "spec", "name", "repetitions", "max_parallel", "budget", "budget_tokens", "budget_time", "notify", "detach",
     "quiet", "yes", "filter", "limit", "shuffle_seed", "dry_run", "retry_failed", "output", "as_json", "tail",
-    "display", "seed", "cache",
+    "display", "seed", "cache", "post_processing",
 }  # fmt: skip
 
 
@@ -589,6 +609,7 @@ def _prepare_run(options: dict[str, Any]) -> None:
 @click.argument("experiment_id")
 @_choice_flags
 @click.option("--retry-failed", is_flag=True)
+@_post_processing
 @_output
 def runner(experiment_id: str, **options: Any) -> int:
     """Run an experiment without a terminal; `pidgin run -d` starts this.
@@ -646,6 +667,7 @@ def pause(target: str | None, **options: Any) -> int:
 @click.option("--retry-failed", is_flag=True, default=None, help="Failed conversations, too, where others are left.")
 @run_flags
 @_choice_flags
+@_post_processing
 @_output
 @_display
 def resume(target: str | None, **options: Any) -> int:
@@ -768,6 +790,7 @@ def show(target: str | None, output: Path | None, as_json: bool, tree: bool, **o
 @click.option("--save-spec", type=click.Path(path_type=Path), metavar="FILE", help="Write the spec, run nothing.")
 @_output
 @click.option("-y", "--yes", is_flag=True, help="Download a missing Ollama model without asking.")
+@_post_processing
 @_display
 def branch(target: str, **options: Any) -> int:
     """Go on from a turn of a recorded conversation, with whatever is to be different.
@@ -916,9 +939,23 @@ def rebuild(target: str | None, everything: bool, output: Path | None) -> None:
 @click.argument("targets", nargs=-1, metavar="[EXPERIMENT|PATH]...", shell_complete=_complete_experiment)
 @click.option("--all", "everything", is_flag=True, help="All experiments.")
 @click.option("--again", is_flag=True, help="Read also what has not changed since the last import.")
+@click.option(
+    "--metrics/--no-metrics",
+    default=True,
+    help="Compute the metrics that are for afterwards, or take the records only.  [default: compute them]",
+)
+@_embeddings
 @_output
 @_as_json
-def import_(targets: tuple[str, ...], output: Path | None, everything: bool, again: bool, as_json: bool) -> int:
+def import_(
+    targets: tuple[str, ...],
+    output: Path | None,
+    everything: bool,
+    again: bool,
+    metrics: bool,
+    embeddings: str | None,
+    as_json: bool,
+) -> int:
     """Take records into the database: experiments by id or name, or files and folders from elsewhere.
 
     From elsewhere come logs of the earlier Pidgin (.jsonl) and plain transcripts (.txt, with a line `Name 1:` or
@@ -929,10 +966,15 @@ def import_(targets: tuple[str, ...], output: Path | None, everything: bool, aga
       pidgin import k3v9x2ab
       pidgin import --all
       pidgin import ~/transcripts
+      pidgin import k3v9x2ab --embeddings openai:text-embedding-3-small
     """
     from .database import import_records
 
-    return import_records(targets, output, everything=everything, again=again, as_json=as_json)
+    if embeddings is not None and not metrics:
+        raise click.UsageError("--embeddings is for metrics, and --no-metrics is for none.")
+    return import_records(
+        targets, output, everything=everything, again=again, metrics=metrics, embeddings=embeddings, as_json=as_json
+    )
 
 
 @cli.command()
@@ -1019,11 +1061,12 @@ def words(target: str, output: Path | None, **options: Any) -> None:
 @click.option("--pair-by", metavar="KEY", help="Pair conversations that have the same value, such as repetition.")
 @click.option(
     "--reduce",
-    type=click.Choice(["mean", "first3", "last3", "delta", "slope"]),
+    type=click.Choice(["mean", "first3", "last3", "delta", "slope", "auc"]),
     default="mean",
     show_default=True,
     help="How the messages of a conversation become one number.",
 )
+@click.option("--mixed", is_flag=True, help="Also model measures turn by turn (needs the analysis extra).")
 @click.option("--yekutieli", is_flag=True, help="Adjust p for tests that depend on each other in any way.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of draws.")
 @click.option("--all", "everything", is_flag=True, help="Take in invalid and unfinished conversations, too.")
@@ -1086,9 +1129,10 @@ _STEPS = ("import", "metrics", "transcripts", "readme", "notebook", "figures", "
 @cli.command()
 @click.argument("target", shell_complete=_complete_experiment)
 @click.option("--only", type=click.Choice(_STEPS), multiple=True, help="Only this step; may be given more than once.")
+@_embeddings
 @_output
 @_as_json
-def report(target: str, output: Path | None, only: tuple[str, ...], as_json: bool) -> int:
+def report(target: str, output: Path | None, only: tuple[str, ...], embeddings: str | None, as_json: bool) -> int:
     """Make everything that is made of an experiment: import, transcripts, README, notebook, figures, report.html.
 
     All of it can be made again at any time; what fails is told of and holds up nothing else (exit status 1).
@@ -1100,7 +1144,7 @@ def report(target: str, output: Path | None, only: tuple[str, ...], as_json: boo
     """
     from .reports import report as make
 
-    return make(target, output, only=only, as_json=as_json)
+    return make(target, output, only=only, embeddings=embeddings, as_json=as_json)
 
 
 @cli.command()
@@ -1138,6 +1182,42 @@ def notebook(target: str, output: Path | None, to: Path | None) -> int:
     from .reports import write_notebook
 
     return write_notebook(target, output, to)
+
+
+@cli.command()
+@click.argument("targets", nargs=-1, metavar="[EXPERIMENT]...", shell_complete=_complete_experiment)
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["parquet", "csv", "jsonl", "hf", "inspect"]),
+    default="parquet",
+    show_default=True,
+    help="Tables as files; hf: a Hugging Face dataset with its card; inspect: logs for Inspect's viewer.",
+)
+@click.option(
+    "--to",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="A folder that is not there yet, or empty. [default: export_<id>_<format>]",
+)
+@click.option("--all", "everything", is_flag=True, help="All experiments.")
+@click.option("--redact", is_flag=True, help="Put marks in the place of keys, e-mail addresses, home paths and hosts.")
+@click.option("--force", is_flag=True, help="Replace an earlier export in that folder.")
+@_output
+def export(targets: tuple[str, ...], output: Path | None, to: Path | None, **options: Any) -> None:
+    """Export experiments for other programs, with what the columns mean and the hash of every file.
+
+    What is new in the records is imported first. Invalid conversations are in it, marked as such and counted.
+
+    \b
+    Example:
+      pidgin export k3v9x2ab --format csv
+      pidgin export k3v9x2ab --format inspect --to logs && inspect view --log-dir logs
+      pidgin export --all --format hf --redact --to dataset
+    """
+    from .export import export_records
+
+    export_records(targets, output, to=to, **options)
 
 
 @cli.command()

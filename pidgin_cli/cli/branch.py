@@ -16,8 +16,8 @@ from pidgin_cli.conversation.parting import parting, rows
 from pidgin_cli.conversation.replay import Difference, Rebuilt, rebuild_requests
 from pidgin_cli.conversation.setup import use_person_settings
 from pidgin_cli.core.errors import LogError, NotFound, SpecError
-from pidgin_cli.core.events import ConversationStartEvent, Event, MessageCompleteEvent
-from pidgin_cli.core.types import Agent, ModelRequest
+from pidgin_cli.core.events import ConversationStartEvent, Event, InterventionEvent, MessageCompleteEvent
+from pidgin_cli.core.types import Agent, ModelRequest, clean_text
 from pidgin_cli.eventlog.folder import OutputRoot
 from pidgin_cli.eventlog.log import Record, read_record
 from pidgin_cli.experiments.lineage import Branch, Fork, branches, fork, prefix, whole
@@ -29,7 +29,7 @@ from pidgin_cli.monitor.diff import Compared, print_diff, render_html
 from pidgin_cli.monitor.text import one_line, visible
 from pidgin_cli.providers.registry import PROVIDERS, ProviderPool, effective_parameters, missing_key, split_model
 from pidgin_cli.spec.catalogue import context_window
-from pidgin_cli.spec.conversation import ConversationSpec, Intervention, Origin
+from pidgin_cli.spec.conversation import ConversationSpec, DetectorPolicy, Intervention, Origin
 from pidgin_cli.spec.experiment import check, expand, resolve, to_yaml
 
 from .agents import checked_text
@@ -89,6 +89,7 @@ def _branch_data(found: Fork, origin: Origin, options: Mapping[str, Any]) -> dic
             f"{origin.conversation_id} has {old.max_turns} turns in all, and the branch leaves it after turn {turn}; "
             f"give -t {turn + 1} or more."
         )
+    interventions = [*_at_fork(found, origin, options), *_still_to_come(found, turn, turns)]
     data: dict[str, Any] = {
         "branch": {"of": origin.conversation_id, "turn": turn},
         "agents": _agents(found, options),
@@ -99,7 +100,7 @@ def _branch_data(found: Fork, origin: Origin, options: Mapping[str, Any]) -> dic
         "order": old.order,
         "first": old.first,
         "choose_names": old.choose_names,
-        "interventions": [*_at_fork(found, origin, options), *_still_to_come(old, turn, turns)],
+        "interventions": interventions,
         "context": {name: value for name, value in msgspec.structs.asdict(old.context).items() if value},
         "timeouts": msgspec.structs.asdict(old.timeouts),
         "retries": msgspec.structs.asdict(old.retries),
@@ -109,7 +110,7 @@ def _branch_data(found: Fork, origin: Origin, options: Mapping[str, Any]) -> dic
         "cache": old.cache,
         "metrics": old.metrics,
         "convergence": msgspec.structs.asdict(old.convergence),
-        "detectors": {name: msgspec.structs.asdict(policy) for name, policy in old.detectors.items()},
+        "detectors": {name: _policy(name, policy, interventions) for name, policy in old.detectors.items()},
     }
     if options["seed"] is not None:
         data["seed"] = options["seed"]
@@ -205,15 +206,44 @@ def _at_fork(found: Fork, origin: Origin, options: Mapping[str, Any]) -> Iterato
             yield {"turn": turn, "inject": read_prompt(text, f"--inject-{agent_id}"), "to": [agent_id]}
 
 
-def _still_to_come(spec: ConversationSpec, turn: int, turns: int) -> Iterator[dict[str, Any]]:
-    """The script after the fork. Who is silent beyond it stays silent."""
-    for item in spec.interventions:
+def _policy(name: str, policy: DetectorPolicy, interventions: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a detector leads to. One whose interventions are all done is recorded again."""
+    data = msgspec.structs.asdict(policy)
+    tied = any(one.get("when", {}).get("detector") == name for one in interventions)
+    return data if policy.action != "intervene" or policy.text or tied else data | {"action": "record"}
+
+
+def _still_to_come(found: Fork, turn: int, turns: int) -> Iterator[dict[str, Any]]:
+    """The script after the fork. Who is silent beyond it stays silent, and what has been done counts."""
+    starts = [number for number, event in enumerate(found.events) if isinstance(event, ConversationStartEvent)]
+    own = found.events[starts[-1] :]  # what ancestors did is left out of this one's spec already
+    done = [event for event in own if isinstance(event, InterventionEvent) and event.trigger is not None]
+    for event in done:
+        if event.kind == "mute" and (lasts := event.turn_number + (event.turns or 1) - 1 - turn) > 0 and turn < turns:
+            yield {"turn": turn + 1, "mute": event.agent_id, "turns": lasts}
+    for item in found.spec.interventions:
         begins, lasts = item.turn, item.turns
+        if item.when is not None:
+            times = len({event.turn_number for event in done if _did(item, event)})
+            if times < item.times and turns > turn:
+                when = {key: value for key, value in msgspec.structs.asdict(item.when).items() if value is not None}
+                for one in _written(item, 0, lasts):
+                    del one["turn"]
+                    yield one | {"when": when, "times": item.times - times}
+            continue
         if item.kind == "mute" and begins <= turn < begins + lasts - 1:
             lasts -= turn + 1 - begins
             begins = turn + 1
         if turn < begins <= turns:
             yield from _written(item, begins, lasts)
+
+
+def _did(item: Intervention, event: InterventionEvent) -> bool:
+    """Whether an event is what a triggered intervention did."""
+    alike = {"inject": event.text, "edit": event.after, "swap_system_prompt": event.after}
+    words = event.kind not in alike or alike[event.kind] == (None if item.text is None else clean_text(item.text)[0])
+    model = event.kind != "swap_model" or event.after == item.model
+    return event.kind == item.kind and event.trigger == str(item.when) and words and model
 
 
 def _written(item: Intervention, turn: int, turns: int) -> Iterator[dict[str, Any]]:

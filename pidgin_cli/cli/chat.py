@@ -23,6 +23,7 @@ from pidgin_cli.core.events import ConversationEndEvent, ConversationPausedEvent
 from pidgin_cli.core.types import EndReason, Status, Timeouts, clean_text
 from pidgin_cli.eventlog.codec import encode
 from pidgin_cli.eventlog.folder import ExperimentFolder, OutputRoot
+from pidgin_cli.eventlog.manifest import UNFINISHED, Manifest
 from pidgin_cli.experiments.preflight import check_models, recording
 from pidgin_cli.experiments.registry import Wish, ask_runner, current_manifest, living_runner
 from pidgin_cli.experiments.runner import Runner, create_experiment
@@ -101,9 +102,10 @@ def resume(target: str | None, options: dict[str, Any]) -> int:
 
 def _can_go_on(root: OutputRoot, folder: ExperimentFolder) -> bool:
     try:
-        status = current_manifest(root, folder).status
-        running = living_runner(root, folder.experiment_id) is not None
-        return status is Status.PAUSED if running else status not in FINISHED
+        manifest = current_manifest(root, folder)
+        if living_runner(root, folder.experiment_id) is not None:
+            return manifest.status is Status.PAUSED
+        return manifest.status not in FINISHED or UNFINISHED in (manifest.post_processing or {}).values()
     except PidginError:
         return True  # going on says what is wrong
 
@@ -124,7 +126,7 @@ def _resume(root: OutputRoot, folder: ExperimentFolder, options: dict[str, Any])
     if manifest.status in FINISHED:
         if not options["as_json"]:
             click.echo(f"{name} is complete; read it with: {command_line('show', name, options)}")
-        return 0
+        return _make_pages(root, folder, manifest, options)
     if len(manifest.conversations) > 1 or any(options[flag] for flag in RUNS_LIKE_MANY):
         from .run import run_again
 
@@ -132,6 +134,13 @@ def _resume(root: OutputRoot, folder: ExperimentFolder, options: dict[str, Any])
     spec = load(folder.spec)
     check_models(expand(spec).values(), root)
     return asyncio.run(converse(root, spec, folder, options))
+
+
+def _make_pages(root: OutputRoot, folder: ExperimentFolder, manifest: Manifest, options: dict[str, Any]) -> int:
+    """What is missing of the pages of an experiment that is complete. Gives 1 where that failed."""
+    from .reports import PAGES_OF_A_CHAT, STEPS, make_missing
+
+    return make_missing(root, folder, options, PAGES_OF_A_CHAT if len(manifest.conversations) == 1 else STEPS)
 
 
 def note(text: str) -> None:
@@ -479,7 +488,13 @@ async def _run(root: OutputRoot, folder: ExperimentFolder, pool: ProviderPool, o
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_IGN)  # one that comes too late ends nothing
     _tell_where(screen, folder, outcomes, options)
-    return _exit_status(outcomes, screen)
+    made = 0
+    if options["post_processing"]:
+        from .reports import PAGES_OF_A_CHAT, make_pages
+
+        # The prompt is to be back at once: what takes longer waits until somebody asks for it.
+        made = await asyncio.to_thread(make_pages, root, folder, options, PAGES_OF_A_CHAT, shown=False)
+    return _exit_status(outcomes, screen) or made
 
 
 def _tell_where(

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 import msgspec
@@ -26,7 +26,7 @@ from pidgin_cli.database.store import EventStore
 from pidgin_cli.database.verify import Checked, verify
 from pidgin_cli.eventlog.folder import ExperimentFolder, OutputRoot
 from pidgin_cli.eventlog.log import read_record
-from pidgin_cli.experiments.lineage import prefix
+from pidgin_cli.experiments.lineage import prefix, whole
 from pidgin_cli.experiments.registry import living_runner
 from pidgin_cli.metrics.catalogue import Kind, load_plugins, message_metrics
 from pidgin_cli.metrics.tokens import emoji_in, tokenize
@@ -36,6 +36,9 @@ from pidgin_cli.monitor.text import one_line, visible
 from pidgin_cli.spec.conversation import ConversationSpec
 
 from .records import existing_root
+
+if TYPE_CHECKING:
+    from pidgin_cli.reports.measuring import Measured
 
 __all__ = ["ask_database", "import_records", "open_store", "verify_records"]
 
@@ -84,10 +87,26 @@ def _safe_json(data: object) -> str:
 # Import
 
 
-def import_records(targets: Sequence[str], output: Path | None, *, everything: bool, again: bool, as_json: bool) -> int:
-    """Take experiments, or records from elsewhere, into the database. Gives 1 where something could not be read."""
+def import_records(
+    targets: Sequence[str],
+    output: Path | None,
+    *,
+    everything: bool,
+    again: bool,
+    metrics: bool = True,
+    embeddings: str | None = None,
+    as_json: bool,
+) -> int:
+    """Take experiments, or records from elsewhere, into the database, and compute the metrics that are for afterwards.
+
+    Gives 1 where something could not be read, or an embedding model that was asked for gave nothing.
+    """
     if bool(targets) == everything:
         raise click.UsageError("Name experiments or files, or give --all.")
+    if embeddings is not None:
+        from pidgin_cli.reports.measuring import check_embeddings  # not for queries, which have no use for it
+
+        check_embeddings(embeddings)
     root = existing_root(output)
     folders = list(root.folders()) if everything else []
     for target in targets:
@@ -97,16 +116,55 @@ def import_records(targets: Sequence[str], output: Path | None, *, everything: b
         click.echo("[]" if as_json else f"There is nothing in {visible(str(root.experiments))} yet.")
         return 0
     told: list[Imported] = []
+    measured: dict[str, Measured] = {}
     with open_store(root) as store:
-        taken: set[str] = set()
+        taken: dict[str, ExperimentFolder] = {}
         while folders:
             told += _import(store, root, folders, again=again, as_json=as_json)
-            taken |= {folder.experiment_id for folder in folders}
+            taken |= {folder.experiment_id: folder for folder in folders}
             folders = _origins(store, root, taken)
+        if metrics:
+            there = {imported.experiment_id for imported in told if imported.failed is None}
+            measured = _measure(
+                store, root, [taken[name] for name in taken if name in there], embeddings, quiet=as_json
+            )
     if as_json:
-        rows = [i._asdict() | {"damage": [damage._asdict() for damage in i.damage]} for i in told]
+        rows = [
+            i._asdict()
+            | {"damage": [damage._asdict() for damage in i.damage]}
+            | {"metrics": _as_row(measured.get(i.experiment_id))}
+            for i in told
+        ]
         click.echo(_safe_json(rows))
-    return int(any(imported.failed or _is_broken(imported) for imported in told))
+    refused = any(each.failed is not None for each in measured.values())
+    return int(refused or any(imported.failed or _is_broken(imported) for imported in told))
+
+
+def _measure(
+    store: EventStore, root: OutputRoot, folders: Sequence[ExperimentFolder], embeddings: str | None, *, quiet: bool
+) -> dict[str, "Measured"]:
+    from pidgin_cli.reports.measuring import measure
+
+    found = {}
+    with _status("Computing metrics") as show:
+        for folder in folders:
+            found[folder.experiment_id] = measured = measure(
+                store,
+                root,
+                folder,
+                lineage=whole,
+                embeddings=embeddings,
+                progress=lambda what: show(f"Computing metrics: {one_line(what, CELL_WIDTH)}"),
+            )
+            if not quiet and (facts := measured.told()):
+                click.echo(f"{folder.experiment_id}: {visible('; '.join(facts))}")
+    return found
+
+
+def _as_row(measured: "Measured | None") -> dict[str, Any] | None:
+    if measured is None:
+        return None
+    return measured._asdict() | {"spent": None if measured.spent is None else measured.spent._asdict()}
 
 
 def _is_broken(imported: Imported) -> bool:

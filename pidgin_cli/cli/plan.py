@@ -91,13 +91,21 @@ def _print_plan(
         facts = [each.arm, each.seating and f"seats {each.seating}", f"repetition {each.repetition}"]
         facts.append(f"{each.first} opens")
         if each.origin is not None:
-            facts.append(f"branches from {each.origin.conversation_id} after turn {each.origin.turn}")
+            when = (
+                "before the first intervention" if each.origin.until_intervention else f"after turn {each.origin.turn}"
+            )
+            facts.append(f"branches from {each.origin.conversation_id} {when}")
         number = name.rpartition("-")[2]
         line = one_line(" · ".join(fact for fact in facts if fact), max(20, console.width - 7))
         console.print(f"{number:>5}  {line}", markup=False, highlight=False, no_wrap=True)
     if len(order) > SHOWN_OF_ORDER:
         console.print(f"    …  {len(order) - SHOWN_OF_ORDER:,} more", style="dim")
     console.print()
+    waits = [one for name in order for one in conversations[name].interventions if one.when is not None]
+    for told in dict.fromkeys(f"{one.kind} of {', '.join(one.agents)}: when {one.when}" for one in waits):
+        console.print(one_line(told, max(20, console.width)), markup=False, highlight=False, no_wrap=True)
+    if waits:
+        console.print()
     console.print(
         "Lower end: replies of 80 tokens, little thinking, a warm prompt cache. Upper end: replies of 700 tokens or "
         "max_tokens, all of the thinking budget, no cache. Prompts grow with all that was said before.",

@@ -179,9 +179,9 @@ def launch(root: OutputRoot, folder: ExperimentFolder, options: dict[str, Any]) 
     if options["retry_failed"] is None:  # `resume`, of an experiment in which nothing else is left
         options = options | {"retry_failed": not left.waiting}
     if not left.waiting and not (left.failed and options["retry_failed"]):
-        return _nothing_to_do(folder, left, options)
+        return _nothing_to_do(root, folder, left, options)
     if not options["detach"]:
-        return asyncio.run(_run(root, folder, options))
+        return _here(root, folder, options)
     pid = detach(root, folder, _runner_arguments(options))
     name = folder.experiment_id
     if options["display"] == "quiet":
@@ -208,6 +208,8 @@ def _runner_arguments(options: dict[str, Any]) -> list[str]:
             arguments += [f"--{name.replace('_', '-')}", str(options[name])]
     if options.get("retry_failed"):
         arguments.append("--retry-failed")
+    if not options["post_processing"]:
+        arguments.append("--no-post-processing")
     return arguments
 
 
@@ -218,14 +220,31 @@ def runner_process(experiment_id: str, options: dict[str, Any]) -> int:
     folder = root.find(experiment_id)
     check_models(expand(load(folder.spec), folder.experiment_id).values(), root)  # keys come from the keyring again
     nothing_shown = {"display": "none", "as_json": False, "tail": False}
-    return asyncio.run(_run(root, folder, options | nothing_shown))
+    return _here(root, folder, options | nothing_shown)
 
 
-async def _run(root: OutputRoot, folder: ExperimentFolder, options: dict[str, Any]) -> int:
+def _here(root: OutputRoot, folder: ExperimentFolder, options: dict[str, Any]) -> int:
+    """Run an experiment in this process, and then make its pages. Gives the exit status."""
+    screen = _Screen(options)
+    runner = asyncio.run(_run(root, folder, options, screen))
+    read_by_people = screen.kind in ("progress", "tail")
+    if read_by_people:  # they need not wait for the pages
+        screen.tell_end(folder, read_manifest(folder), runner, options)
+    made = 0
+    if options["post_processing"] and not runner.stopping_now:
+        from .reports import make_pages
+
+        made = make_pages(root, folder, options, shown=read_by_people)
+    manifest = read_manifest(folder)
+    if not read_by_people:
+        screen.tell_end(folder, manifest, runner, options)
+    return _exit_status(manifest, runner) or made
+
+
+async def _run(root: OutputRoot, folder: ExperimentFolder, options: dict[str, Any], screen: "_Screen") -> Runner:
     spec = load(folder.spec)
     conversations = expand(spec, folder.experiment_id)
     chosen = _chosen(conversations, options)
-    screen = _Screen(options)
     pool = ProviderPool(lambda source: recording(root, source))
     runner = Runner(
         root,
@@ -254,9 +273,7 @@ async def _run(root: OutputRoot, folder: ExperimentFolder, options: dict[str, An
         raise
     finally:
         await pool.aclose()
-    manifest = read_manifest(folder)
-    screen.tell_end(folder, manifest, runner, options)
-    return _exit_status(manifest, runner)
+    return runner
 
 
 class _Left(NamedTuple):
@@ -282,7 +299,9 @@ def _left(folder: ExperimentFolder, options: dict[str, Any]) -> _Left:
     return _Left(waiting, failed)
 
 
-def _nothing_to_do(folder: ExperimentFolder, left: _Left, options: dict[str, Any]) -> int:
+def _nothing_to_do(root: OutputRoot, folder: ExperimentFolder, left: _Left, options: dict[str, Any]) -> int:
+    from .reports import make_missing
+
     if options["display"] == "quiet":
         click.echo(visible(str(folder.path)))
     elif not options["as_json"]:
@@ -291,7 +310,8 @@ def _nothing_to_do(folder: ExperimentFolder, left: _Left, options: dict[str, Any
         click.echo(f"{name} has nothing left to run{failed}")
         if failed:
             click.echo(f"Try again with: {command_line('resume', name, options)} --retry-failed")
-    return 1 if left.failed else 0
+    made = make_missing(root, folder, options)
+    return 1 if left.failed else made
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from pidgin_cli.conversation.setup import use_person_settings
+from pidgin_cli.conversation.watching import check_watch
 from pidgin_cli.core.errors import PidginError, SpecError
 from pidgin_cli.monitor.text import visible
 from pidgin_cli.providers.registry import PROVIDERS
@@ -31,6 +32,13 @@ def check_specs(files: tuple[Path, ...]) -> int:
             click.echo(visible(str(error)), err=True)
             continue
         plan = expand(spec)
+        try:
+            check_watch(plan.values())
+        except SpecError as error:
+            faulty = True
+            for line in str(error).splitlines():
+                click.echo(visible(f"{file}: {line}"), err=True)
+            continue
         arms = len({conversation.arm for conversation in plan.values()})
         asked = sum(calls(conversation) for conversation in plan.values())
         click.echo(

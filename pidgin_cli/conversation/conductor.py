@@ -6,7 +6,7 @@ import random
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import aclosing
 from functools import cache
 from importlib.metadata import version
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec.structs import replace
 
-from pidgin_cli.core.errors import ContextLengthExceeded, LogError, ProviderError
+from pidgin_cli.core.errors import ContextLengthExceeded, LogError, ProviderError, ProviderTimeout
 from pidgin_cli.core.events import (
     SCHEMA_VERSION,
     AgentNamedEvent,
@@ -71,7 +71,7 @@ from pidgin_cli.providers.registry import (
 )
 from pidgin_cli.providers.wrappers import RetryPolicy
 from pidgin_cli.spec.catalogue import context_window, cost_usd, thinks
-from pidgin_cli.spec.conversation import ConversationSpec, Intervention, spec_hash
+from pidgin_cli.spec.conversation import ConversationSpec, spec_hash
 
 from .branch import differences
 from .context import Room, first_turn_that_fits, room, summary_text
@@ -93,6 +93,7 @@ from .delegates import (
 )
 from .history import ConversationHistory, Sent
 from .progress import SCRIPT, Progress
+from .triggers import Due, Triggers
 
 if TYPE_CHECKING:
     from .watching import Watcher
@@ -449,7 +450,7 @@ class Conductor:
     def _finish(self, outcome: Outcome) -> None:
         progress = self.progress
         invalid = []
-        if any(not progress.history.spoken.get(agent.id) for agent in _scheduled(self.spec)):
+        if any(not progress.history.spoken.get(agent.id) for agent in _scheduled(self.spec, progress.triggers)):
             invalid.append("speaker_never_called")
         if progress.wrong_model:
             invalid.append("wrong_model_served")
@@ -480,7 +481,7 @@ class Conductor:
     # A turn
 
     def _start_turn(self, number: int) -> None:
-        speakers = speaking_order(self.spec, number)
+        speakers = speaking_order(self.spec, number, self.progress.triggers.silent(number))
         self._publish(TurnStartEvent(turn_number=number, speakers=speakers))
         self._notify(TurnStarted, number, speakers)
 
@@ -497,26 +498,26 @@ class Conductor:
         if self.progress.spoken:
             return
         done = self.progress.scripted[turn]
-        due = [place for item in self.spec.interventions if item.turn == turn for place in self._concerned(item)]
+        due = [place for item in self.progress.triggers.due(turn) for place in self._concerned(item)]
         for item, agent_id in due[done:]:
             await self._do(item, agent_id, turn)
 
-    def _concerned(self, item: Intervention) -> list[tuple[Intervention, str | None]]:
+    def _concerned(self, due: Due) -> list[tuple[Due, str | None]]:
         """One entry for each event that an intervention makes: None for one that concerns all its agents together.
 
         It depends only on what was said before the turn, so that a resume counts as the first run did.
         """
+        item = due.intervention
         if item.kind == "inject" and item.placement == "user":
-            return [(item, None)]
-        return [
-            (item, agent_id) for agent_id in item.agents if item.kind != "edit" or self.history.spoken.get(agent_id)
-        ]
+            return [(due, None)]
+        return [(due, agent_id) for agent_id in item.agents if item.kind != "edit" or self.history.spoken.get(agent_id)]
 
-    async def _do(self, item: Intervention, agent_id: str | None, turn: int) -> None:
+    async def _do(self, due: Due, agent_id: str | None, turn: int) -> None:
+        item = due.intervention
         text = None if item.text is None else clean_text(item.text)[0]
         if agent_id is None or item.kind == "inject":
             audience = item.agents if agent_id is None else (agent_id,)
-            self._intervene(text or "", audience, SCRIPT, turn, item.placement)
+            self._intervene(text or "", audience, SCRIPT, turn, item.placement, due)
             return
         agent = self.progress.agents[agent_id]
         everyone = tuple(self.progress.agents)
@@ -526,6 +527,8 @@ class Conductor:
             kind=item.kind,
             agent_id=agent_id,
             audience=everyone if item.kind == "edit" else (agent_id,),
+            trigger=due.trigger,
+            value=due.value,
             message_index=self.history.messages,
         )
         match item.kind:
@@ -552,7 +555,15 @@ class Conductor:
             turn = self.progress.turn if self.progress.turn_open else self.progress.turn + 1
             self._intervene(item.text, audience, item.source, turn)
 
-    def _intervene(self, text: str, audience: tuple[str, ...], source: str, turn: int, placement: str = "user") -> None:
+    def _intervene(
+        self,
+        text: str,
+        audience: tuple[str, ...],
+        source: str,
+        turn: int,
+        placement: str = "user",
+        due: Due | None = None,
+    ) -> None:
         """Put text in. With the placement `system` it has one addressee, whose model decides about the place."""
         if placement == "system":
             placement = late_system(self.progress.agents[audience[0]].model)
@@ -562,6 +573,8 @@ class Conductor:
                 source=source,
                 audience=audience,
                 text=clean_text(text)[0],
+                trigger=None if due is None else due.trigger,
+                value=None if due is None else due.value,
                 placement=placement,
                 message_index=self.history.messages,
             )
@@ -619,10 +632,10 @@ class Conductor:
                 )
                 if action == "pause":
                     self.control.pause(by=source)
-            if action == "intervene":
-                everyone = tuple(progress.agents)
-                if not progress.injected[turn, everyone[0], source]:
-                    self._intervene(self.spec.detectors[firing.detector].text or "", everyone, source, turn)
+            text = self.spec.detectors[firing.detector].text if action == "intervene" else None
+            everyone = tuple(progress.agents)
+            if text is not None and not progress.injected[turn, everyone[0], source]:
+                self._intervene(text, everyone, source, turn)
 
     def _warn_of_convergence(self) -> None:
         """Where the score of the last whole turn has reached the threshold and that of the turn before had not."""
@@ -793,6 +806,16 @@ class Conductor:
         """
         live = self._live is not None and request.purpose == "message"
         seat.policy.attempt = request.attempt
+        most: Amount | None = None
+
+        async def set_aside_again(error: ProviderError) -> None:
+            nonlocal most
+            if isinstance(error, ProviderTimeout) and self._purse is not None and most is not None:
+                spent, most = most, _NOTHING
+                self._purse.settle(spent, spent)
+                most = await self._reserve(self._purse, seat, request)
+
+        seat.policy.on_unanswered = set_aside_again
         while True:
             fold = ResponseFold()
             most = None if self._purse is None else await self._reserve(self._purse, seat, request)
@@ -814,6 +837,8 @@ class Conductor:
                 return response
             except ProviderError as error:
                 if not fold.started:
+                    if most is not None and isinstance(error, ProviderTimeout):
+                        used = most  # the provider may have answered what nobody waited for any more
                     raise  # `Retrying` has done what it could
                 if most is not None:
                     used = most  # nobody knows how far the model got
@@ -1083,11 +1108,12 @@ def _models(spec: ConversationSpec) -> list[str]:
     return list(dict.fromkeys([*(agent.model for agent in spec.agents), *swapped]))
 
 
-def _scheduled(spec: ConversationSpec) -> list[Agent]:
+def _scheduled(spec: ConversationSpec, triggers: Triggers) -> list[Agent]:
     """The agents that are to speak at all: a script may keep one silent throughout."""
     if not any(item.kind == "mute" for item in spec.interventions):
         return list(spec.agents)
-    speakers = {agent_id for turn in range(1, spec.max_turns + 1) for agent_id in speaking_order(spec, turn)}
+    turns = range(1, spec.max_turns + 1)
+    speakers = {agent_id for turn in turns for agent_id in speaking_order(spec, turn, triggers.silent(turn))}
     return [agent for agent in spec.agents if agent.id in speakers]
 
 
@@ -1103,8 +1129,8 @@ def as_taken(spec: ConversationSpec, agent: Agent) -> tuple[Agent, dict[str, str
     return replace(agent, settings=settings), dropped
 
 
-def speaking_order(spec: ConversationSpec, turn_number: int) -> tuple[str, ...]:
-    """Who speaks in a turn, in order. Depends on the spec alone.
+def speaking_order(spec: ConversationSpec, turn_number: int, silenced: Collection[str] = ()) -> tuple[str, ...]:
+    """Who speaks in a turn, in order. Depends on the spec alone, and on whom triggers silence.
 
     `alternate`: round-robin from the agent that opens. `random`: shuffled anew every turn by the conversation's seed,
     but that the agent named by `first` opens the conversation. Agents that the script keeps silent are left out.
@@ -1115,9 +1141,9 @@ def speaking_order(spec: ConversationSpec, turn_number: int) -> tuple[str, ...]:
     silent = {
         agent_id
         for item in spec.interventions
-        if item.kind == "mute" and item.turn <= turn_number < item.turn + item.turns
+        if item.kind == "mute" and item.when is None and item.turn <= turn_number < item.turn + item.turns
         for agent_id in item.agents
-    }
+    }.union(silenced)
     return tuple(agent_id for agent_id in order if agent_id not in silent)
 
 

@@ -44,6 +44,7 @@ from pidgin_cli.spec.conversation import ConversationSpec
 
 from .branch import SHARED, prefix_digest
 from .history import ConversationHistory, ConversationState, ConversationTurn, ConversationView
+from .triggers import Triggers
 
 __all__ = ["SCRIPT", "Progress"]
 
@@ -90,6 +91,7 @@ class Progress:
         """How many texts have been put in, by turn, agent and source."""
         self.scripted: Counter[int] = Counter()
         """How many interventions of the script are recorded, by turn."""
+        self.triggers = Triggers(spec.interventions)
         self.turn = 0
         self.turns_complete = 0
         self.speakers: tuple[str, ...] = ()
@@ -185,10 +187,14 @@ class Progress:
                         self._outside(event.opening, 0, None)
                     opened = True
                 case InterventionEvent(kind="mute" | "swap_model" | "swap_system_prompt"):
-                    pass
+                    self.triggers.shared(event)
                 case MessageCompleteEvent():
                     self._message(event)
+                case TurnStartEvent():
+                    self._begin_turn(event)
                 case _ if isinstance(event, SHARED):
+                    if isinstance(event, InterventionEvent):
+                        self.triggers.shared(event)
                     self.advance(event)
         self.uncounted = self.last_message = None
         self.asked, self.in_flight = None, False
@@ -217,12 +223,15 @@ class Progress:
             case TokenUsageEvent():
                 self._usage(event)
             case TurnStartEvent():
-                self.turn, self.speakers, self.spoken, self.turn_open = event.turn_number, event.speakers, [], True
+                self._begin_turn(event)
+                self.triggers.begin(event.turn_number)
             case TurnCompleteEvent():
+                self.triggers.end(event)
                 self.turns_complete, self.turn_open = event.turn_number, False
                 self.convergence_before, self.convergence = self.convergence, event.convergence
             case AttractorEvent():
                 self.alarms.add((event.message_index, event.detector))
+                self.triggers.found(event)
                 if event.action == "mark":
                     mark = f"attractor:{event.detector}"
                     self.notable[mark] = self.notable.get(mark, 0) + 1
@@ -300,6 +309,9 @@ class Progress:
         if text is not None:
             self.history.append(ConversationTurn(role=Role.SYSTEM, content=text, turn_number=0, audience=(agent_id,)))
 
+    def _begin_turn(self, event: TurnStartEvent) -> None:
+        self.turn, self.speakers, self.spoken, self.turn_open = event.turn_number, event.speakers, [], True
+
     def _intervention(self, event: InterventionEvent) -> None:
         if event.source == SCRIPT:
             self.scripted[event.turn_number] += 1
@@ -347,6 +359,7 @@ class Progress:
         )
         self._thinking = []
         self.spoken.append(event.agent_id)
+        self.triggers.said(event)
         self.uncounted = self.last_message = event
         for mark in _notable(event):
             self.notable[mark] = self.notable.get(mark, 0) + 1

@@ -76,7 +76,7 @@ def rebuild_requests(
                     found += _fields(event, "parameters", event.parameters, sent)
                 requests += 1
             elif isinstance(event, TurnStartEvent):
-                speakers = speaking_order(spec, event.turn_number)
+                speakers = speaking_order(spec, event.turn_number, progress.triggers.silent(event.turn_number))
                 if speakers != event.speakers:
                     found.append(
                         Difference(event.turn_number, None, None, "speakers", list(event.speakers), list(speakers))

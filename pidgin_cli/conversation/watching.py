@@ -12,10 +12,12 @@ import msgspec
 
 from pidgin_cli.core.errors import SpecError
 from pidgin_cli.core.events import MessageCompleteEvent
-from pidgin_cli.metrics.catalogue import METRICS_VERSION
+from pidgin_cli.metrics.catalogue import METRICS, METRICS_VERSION, load_plugins
 from pidgin_cli.metrics.convergence import PROFILES, Weights, custom
-from pidgin_cli.metrics.detectors import DETECTORS, Action, Firing, Step, Thresholds, respond
+from pidgin_cli.metrics.detectors import DETECTORS, STATES, Action, Firing, Step, Thresholds, respond
 from pidgin_cli.metrics.engine import Engine, Reply, wide
+from pidgin_cli.metrics.lexicon import LEXICON_VERSION
+from pidgin_cli.metrics.tokens import TOKENIZER_VERSION
 from pidgin_cli.spec.conversation import ConversationSpec
 from pidgin_cli.spec.errors import nearest
 
@@ -40,11 +42,31 @@ def thresholds_of(spec: ConversationSpec) -> Thresholds:
         raise ValueError(str(error)) from None
 
 
+def check_triggers(spec: ConversationSpec) -> None:
+    """Raises ValueError for a metric, a detector or a state that no trigger can wait for."""
+    for item in spec.interventions:
+        if (when := item.when) is None:
+            continue
+        if when.metric is not None:
+            metric = METRICS.get(when.metric)
+            numbers = [name for name, one in METRICS.items() if one.when == "live" and one.level != "C"]
+            if metric is None:
+                raise ValueError(f"when: no metric {when.metric!r}.{nearest(when.metric, numbers)}")
+            if when.metric not in numbers or metric.kind == "text":
+                why = "is a text" if metric.kind == "text" else "is not known while the conversation runs"
+                raise ValueError(f"when: {when.metric} {why}; choose another metric")
+        for kind, wanted, known in (("detector", when.detector, DETECTORS), ("state", when.state, STATES)):
+            if wanted is not None and wanted not in known:
+                raise ValueError(f"when: no {kind} {wanted!r}; there are {', '.join(known)}.{nearest(wanted, known)}")
+
+
 def check_watch(specs: Iterable[ConversationSpec]) -> None:
-    """See that detectors and scores are as the specs want them. Raises SpecError, a fault to a line."""
+    """See that detectors, scores and the metrics of packages are there. Raises SpecError, a fault to a line."""
+    load_plugins()
     faults: dict[str, None] = {}
     for spec in specs:
-        for key, check in (("detectors", thresholds_of), ("convergence", weights_of)):
+        checks = (("detectors", thresholds_of), ("convergence", weights_of), ("interventions", check_triggers))
+        for key, check in checks:
             try:
                 check(spec)
             except (ValueError, KeyError) as error:
@@ -58,6 +80,7 @@ class Watcher:
 
     def __init__(self, spec: ConversationSpec, names: Mapping[str, str], opening: str) -> None:
         """`names` maps agent ids to display names."""
+        load_plugins()
         self._engine = Engine(names, opening=opening, weights=weights_of(spec), thresholds=thresholds_of(spec))
         self._of_turn: dict[str, dict[str, Any]] = {}
         self._turn = 0
@@ -90,10 +113,11 @@ class Watcher:
         return () if step is None else respond(step.fired, policy).actions
 
     def turn_metrics(self, turn: int) -> dict[str, Any]:
-        """Of the turn that ends now: version, values of each message, and of the turn. What is not known is absent."""
+        """Of the turn that ends now: versions, values of each message, and of the turn. What is not known is absent."""
         pairs = {f"convergence_{one}{other}": value for (one, other), value in self._pairs().items()}
         messages = self._of_turn if self._turn == turn else {}
-        return {"version": METRICS_VERSION, "messages": messages, "turn": _known(pairs)}
+        versions = {"version": METRICS_VERSION, "tokenizer": TOKENIZER_VERSION, "lexicon": LEXICON_VERSION}
+        return {**versions, "messages": messages, "turn": _known(pairs)}
 
     def convergence(self) -> float | None:
         """Mean over all pairs of agents; None as soon as it cannot be computed for one."""

@@ -236,6 +236,10 @@ class InterventionEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
     """The message that was edited; its `MessageCompleteEvent` stays as it is."""
     turns: int | None = None
     """How many turns the agent is silent."""
+    trigger: str | None = None
+    """What the turn before had to meet for it, where it is not tied to a turn."""
+    value: float | None = None
+    """Of the metric or detector that did; absent for a state."""
     placement: str = ""
     """Where the text stands. `user`: as user text with the prompt tag, in every family. `message`: as a system message
     at this place. `parameter`: behind the system prompt from here on. Of a new system prompt as of any other."""

@@ -7,7 +7,10 @@ any damage pass, and never looks at a single event.
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import duckdb
@@ -15,9 +18,10 @@ import duckdb
 from pidgin_cli.core.events import EVENT_TYPES, TurnCompleteEvent
 from pidgin_cli.eventlog.folder import ExperimentFolder
 from pidgin_cli.eventlog.manifest import read_manifest
+from pidgin_cli.metrics.tokens import TOKENIZER_VERSION
 
 from .schema import CONVERSATION_TABLES, MIGRATIONS, MetricColumn, literal, quoted
-from .structs import ENVELOPE, required_paths, structure
+from .structs import ENVELOPE, out_of_range, required_paths, structure
 
 __all__ = ["Damage", "Imported", "WordCounter", "import_into"]
 
@@ -88,9 +92,24 @@ def import_into(
         words: fills `word_uses`.
         again: replace everything, whether or not it has changed.
     """
+    job = partial(_Import, con, folder, live=live, metrics=metrics, words=words, again=again)
+    try:
+        return _attempt(con, job())
+    except _OF_THE_CONTENT:
+        refused = {name: why for name in folder.logs() if (why := _refusal(con, job(only=name))) is not None}
+        if not refused:
+            raise
+        return _attempt(con, job(passed_over=refused))
+
+
+_OF_THE_CONTENT = (duckdb.DataError, duckdb.ProgrammingError)
+"""What DuckDB raises over values, as opposed to disks and memory."""
+
+
+def _attempt(con: duckdb.DuckDBPyConnection, job: "_Import") -> Imported:
     con.begin()
     try:
-        found = _Import(con, folder, live=live, metrics=metrics, words=words, again=again).run()
+        found = job.run()
         con.commit()
     except BaseException:
         con.rollback()
@@ -98,9 +117,21 @@ def import_into(
     return found
 
 
+def _refusal(con: duckdb.DuckDBPyConnection, job: "_Import") -> str | None:
+    """Why a log cannot be taken; None where it can. Leaves the database as it is."""
+    con.begin()
+    try:
+        job.run()
+    except _OF_THE_CONTENT as error:
+        return str(error).strip().partition("\n")[0]
+    finally:
+        con.rollback()
+    return None
+
+
 def imported_with(metrics: Sequence[MetricColumn], words: WordCounter | None) -> str:
     """A digest of what rows depend on besides the log."""
-    told = [len(MIGRATIONS), sorted(metric[:3] for metric in metrics), words is not None]
+    told = [len(MIGRATIONS), sorted(metric[:3] for metric in metrics), TOKENIZER_VERSION if words else None]
     return hashlib.blake2b(json.dumps(told).encode(), digest_size=8).hexdigest()
 
 
@@ -121,7 +152,10 @@ class _Import:
         metrics: Sequence[MetricColumn],
         words: WordCounter | None,
         again: bool,
+        passed_over: Mapping[str, str] = MappingProxyType({}),
+        only: str | None = None,
     ) -> None:
+        """`passed_over`: logs that cannot be taken, and why. `only`: none but this log."""
         self.con = con
         self.folder = folder
         self.id = folder.experiment_id
@@ -129,6 +163,8 @@ class _Import:
         self.metrics = {level: [metric for metric in metrics if metric.level == level] for level in ("message", "turn")}
         self.words = words
         self.again = again
+        self.passed_over = passed_over
+        self.only = only
         self.with_ = imported_with(metrics, words)
         self.unreadable: list[Damage] = []
 
@@ -191,10 +227,15 @@ class _Import:
         if self.folder.events.exists():
             paths[_EXPERIMENT] = self.folder.events
         for conversation_id, path in paths.items():
+            if self.only not in (None, conversation_id):
+                continue
+            kept = "; what was imported of it before is still there" if conversation_id else ""
+            if (why := self.passed_over.get(conversation_id)) is not None:
+                self.unreadable.append(Damage(path.name, 0, "unreadable", f"{why}{kept}"))
+                continue
             try:
                 data = path.read_bytes()
             except OSError as error:
-                kept = "; what was imported of it before is still there" if conversation_id else ""
                 self.unreadable.append(Damage(path.name, 0, "unreadable", f"{error.strerror}{kept}"))
                 continue
             yield _Log(conversation_id, path, data, hashlib.sha256(data).hexdigest())
@@ -243,7 +284,12 @@ class _Import:
         kinds = []
         for kind in EVENT_TYPES:
             special = {"metrics": self._metrics_type()} if kind is TurnCompleteEvent else {}
-            whole = " AND ".join(f"{path} IS NOT NULL" for path in required_paths(kind)) or "true"
+            whole = " AND ".join(
+                [
+                    *(f"{path} IS NOT NULL" for path in required_paths(kind)),
+                    *(f"({test}) IS NOT TRUE" for test in out_of_range(kind)),
+                ]
+            )
             self.con.execute(
                 f"""
                 CREATE OR REPLACE TEMP TABLE {kind.__name__} AS
@@ -251,7 +297,7 @@ class _Import:
                     SELECT id AS _id, n AS _n, seq AS _seq, timestamp AS _at,
                            unnest(from_json(line, {literal(structure(kind, special))}))
                     FROM lines WHERE event_type = '{kind.__name__}'
-                ) WHERE {whole}
+                ) WHERE {whole or "true"}
                 """
             )
             kinds.append(kind.__name__)
@@ -283,7 +329,7 @@ class _Import:
     def _metrics_type(self) -> str:
         """What is read of `TurnCompleteEvent.metrics`."""
         messages = f"MAP(VARCHAR, {self._columns_type('message')})"
-        return f"STRUCT(version VARCHAR, messages {messages}, turn JSON)"
+        return f"STRUCT(version VARCHAR, tokenizer VARCHAR, lexicon VARCHAR, messages {messages}, turn JSON)"
 
     # Rows
 
@@ -302,9 +348,10 @@ class _Import:
                 f"""
                 INSERT INTO message_metrics BY NAME
                 SELECT _id AS conversation_id, $experiment AS experiment_id, message_index,
-                    version AS metrics_version{values}
-                FROM (SELECT _id, version, try_cast(e.key AS BIGINT) AS message_index, e.value
-                      FROM (SELECT _id, metrics.version AS version, unnest(map_entries(metrics.messages)) AS e
+                    version AS metrics_version, tokenizer AS tokenizer_version, lexicon AS lexicon_version{values}
+                FROM (SELECT * EXCLUDE (e), try_cast(e.key AS BIGINT) AS message_index, e.value
+                      FROM (SELECT _id, metrics.version, metrics.tokenizer, metrics.lexicon,
+                                unnest(map_entries(metrics.messages)) AS e
                             FROM TurnCompleteEvent))
                 WHERE message_index IS NOT NULL
                 """,
@@ -374,7 +421,7 @@ class _Import:
         if not begun:
             manifest = read_manifest(self.folder)
             name, host, spec_hash = manifest.name, manifest.host, manifest.spec_hash or None
-            created_at = manifest.created_at.astimezone(tz=None).replace(tzinfo=None)
+            created_at = manifest.created_at.astimezone(UTC).replace(tzinfo=None)
             status = manifest.status.value
         elif end is not None and end[2] > last_start:
             status, completed_at = end[0], end[1]

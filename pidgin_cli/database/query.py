@@ -17,7 +17,7 @@ from pidgin_cli.core.errors import SpecError, StoreError
 from .schema import literal, quoted
 from .store import EventStore
 
-__all__ = ["Answer", "ask", "json_value", "write_parquet"]
+__all__ = ["Answer", "answered", "ask", "json_value", "write_parquet"]
 
 
 class Answer(NamedTuple):
@@ -39,6 +39,13 @@ def ask(store: EventStore, sql: str) -> Iterator[Answer]:
     with _locked_down(store) as con, _explained():
         relation = _without_zones(_relation(con, sql))
         yield Answer(list(relation.columns), [str(kind) for kind in relation.types], iter(relation.iter_rows()))
+
+
+@contextlib.contextmanager
+def answered(store: EventStore, sql: str) -> Iterator[duckdb.DuckDBPyRelation]:
+    """The answer to a query, for what can take it as DuckDB has it. Raises as `ask` does."""
+    with _locked_down(store) as con, _explained():
+        yield _relation(con, sql)
 
 
 def write_parquet(store: EventStore, sql: str, target: Path) -> int:
@@ -120,7 +127,7 @@ def _without_zones(relation: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation
 def _explained() -> Iterator[None]:
     try:
         yield
-    except duckdb.PermissionException as error:
+    except (duckdb.PermissionException, duckdb.TransactionException) as error:
         raise SpecError("a query can read the database and nothing else: no files, no extensions") from error
     except duckdb.InvalidInputException as error:
         said = _told(error)

@@ -138,7 +138,8 @@ class MetricsRepository:
         rows = self._ask(
             "SELECT column_name AS name FROM duckdb_columns() WHERE table_name = ? AND NOT internal "
             "AND column_name NOT IN ('conversation_id', 'experiment_id', 'message_index', 'turn_number', "
-            "'metrics_version', 'metrics') ORDER BY column_index",
+            "'metrics_version', 'tokenizer_version', 'lexicon_version', 'metrics', 'computed', 'embedding_model') "
+            "ORDER BY column_index",
             f"{level}_metrics",
         )
         return [row["name"] for row in rows]
@@ -155,8 +156,16 @@ class MetricsRepository:
     def by_turn(self, experiment_id: str, names: Sequence[str] | None = None) -> Rows:
         """One row per turn with metrics; `metrics` has all of them as JSON."""
         return self._ask(
-            f"SELECT x.conversation_id, x.turn_number, x.metrics, {self._columns('x', names, 'turn')} FROM turn_metrics x "
-            "WHERE x.experiment_id = ? ORDER BY length(x.conversation_id), x.conversation_id, x.turn_number",
+            f"SELECT x.conversation_id, x.turn_number, x.metrics, {self._columns('x', names, 'turn')} "
+            "FROM turn_metrics x WHERE x.experiment_id = ? "
+            "ORDER BY length(x.conversation_id), x.conversation_id, x.turn_number",
+            experiment_id,
+        )
+
+    def computed(self, experiment_id: str) -> Rows:
+        """What was computed after the run, by conversation and part, and why what is NULL is."""
+        return self._ask(
+            "FROM computed_metrics WHERE experiment_id = ? ORDER BY length(conversation_id), conversation_id, part",
             experiment_id,
         )
 

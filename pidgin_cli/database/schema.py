@@ -5,6 +5,7 @@ so they are made anew each time. What a table or column means stands beside it, 
 and from there into the reference page.
 """
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
@@ -20,6 +21,7 @@ __all__ = [
     "MetricColumn",
     "described",
     "literal",
+    "make_views",
     "migrate",
     "quoted",
     "set_up",
@@ -412,7 +414,45 @@ def m001_first_tables(con: duckdb.DuckDBPyConnection) -> None:
     )
 
 
-MIGRATIONS: tuple[Callable[[duckdb.DuckDBPyConnection], None], ...] = (m001_first_tables,)
+def m002_computed_metrics(con: duckdb.DuckDBPyConnection) -> None:
+    for name, kind, meaning in (
+        ("computed", "BOOLEAN", "Its live metrics were computed after the run; NULL: they are those of the record."),
+        ("embedding_model", "VARCHAR", "What the vectors of its semantic metrics come from; NULL: it has none."),
+    ):
+        con.execute(f"ALTER TABLE message_metrics ADD COLUMN {name} {kind}")
+        con.execute(f"COMMENT ON COLUMN message_metrics.{name} IS {literal(meaning)}")
+    _table(
+        con,
+        "computed_metrics",
+        "One row per conversation and part of the metrics that are computed after the run, and why what is NULL is.",
+        """
+        conversation_id VARCHAR -- The conversation.
+        experiment_id VARCHAR -- The experiment.
+        part VARCHAR -- Computed from: `live` what was said, `texts` all of it, `others` its arm, `semantics` vectors.
+        metrics JSON -- Values of the whole conversation; see the view `conversation_metrics`.
+        missing VARCHAR -- Why values of this part are NULL; NULL: those that are cannot be computed for the text.
+        model VARCHAR -- The embedding model.
+        metrics_version VARCHAR -- Of the definitions.
+        computed_with VARCHAR -- Digest of what went in; with another one they are computed again.
+        computed_at TIMESTAMP -- When.
+        """,
+    )
+
+
+def m003_versions_of_metrics(con: duckdb.DuckDBPyConnection) -> None:
+    for name, meaning in (
+        ("tokenizer_version", "Of the rules that cut texts into words; NULL: the record does not say."),
+        ("lexicon_version", "Of the word lists; NULL: the record does not say."),
+    ):
+        con.execute(f"ALTER TABLE message_metrics ADD COLUMN {name} VARCHAR")
+        con.execute(f"COMMENT ON COLUMN message_metrics.{name} IS {literal(meaning)}")
+
+
+MIGRATIONS: tuple[Callable[[duckdb.DuckDBPyConnection], None], ...] = (
+    m001_first_tables,
+    m002_computed_metrics,
+    m003_versions_of_metrics,
+)
 """In the order in which they are applied; the number of those applied is the version of a database."""
 
 CONVERSATION_TABLES = (
@@ -429,6 +469,7 @@ CONVERSATION_TABLES = (
     "damaged_lines",
     "message_metrics",
     "turn_metrics",
+    "computed_metrics",
     "word_uses",
 )
 """Tables whose rows come from the log of one conversation, and are replaced together when it is read again."""
@@ -496,6 +537,11 @@ def set_up(
             )
         if comment != metric.meaning:
             con.execute(f"COMMENT ON COLUMN {metric.table}.{column} IS {literal(metric.meaning)}")
+    make_views(con)
+
+
+def make_views(con: duckdb.DuckDBPyConnection) -> None:
+    """Make all views anew, after what they depend on: the columns of metrics, and the variables that are swept."""
     for name, meaning, select in _views(con):
         con.execute(f"CREATE OR REPLACE VIEW {name} AS {select}")
         con.execute(f"COMMENT ON VIEW {name} IS {literal(meaning)}")
@@ -510,7 +556,7 @@ _T_95 = (
 )
 """97.5 % points of Student's t for 1 to 30 degrees of freedom."""
 
-_NOT_MEASURES = ("conversation_id", "experiment_id", "message_index", "turn_number", "metrics_version")
+_NOT_MEASURES = ("conversation_id", "experiment_id", "message_index", "turn_number", "metrics_version", "computed")
 
 
 def _spread(value: str) -> str:
@@ -573,6 +619,67 @@ def _measures(con: duckdb.DuckDBPyConnection) -> str:
     return " UNION ALL ".join(f"(SELECT experiment_id, arm, conversation_id, measure, value {part})" for part in parts)
 
 
+_CONDITIONS = ("conversation_id", "experiment_id", "arm", "repetition", "seed", "seating", "first_speaker", "valid")
+
+
+def _conditions(con: duckdb.DuckDBPyConnection) -> str:
+    """A column for each variable that any experiment in the database sweeps."""
+    rows = con.execute(
+        "SELECT v.key, bool_and(v.type IN ('DOUBLE', 'BIGINT', 'UBIGINT')) "
+        "FROM conversations c, json_each(c.variables) v WHERE v.type <> 'NULL' GROUP BY v.key ORDER BY v.key"
+    ).fetchall()
+    taken = set(_CONDITIONS)
+    columns = []
+    for key, numeric in rows:
+        name, number = key, 1
+        while name.lower() in taken:  # the names of columns are the same in capitals
+            number += 1
+            name = f"{key}_{number}"
+        taken.add(name.lower())
+        value = f"(c.variables->>{literal(_pointer(key))})"
+        columns.append(f"{f'try_cast({value} AS DOUBLE)' if numeric else value} AS {quoted(name)}")
+    return (
+        f"SELECT {', '.join([*(f'c.{name}' for name in _CONDITIONS[:-1]), f'{_VALID} AS valid', *columns])} "
+        "FROM conversations c"
+    )
+
+
+def _pointer(key: str) -> str:
+    """A key of an object, whatever is in it, as a JSON pointer."""
+    return "/" + key.replace("~", "~0").replace("/", "~1")
+
+
+_EVENTS = {
+    "attractors": (
+        "What the attractor detectors found, one row per finding. `onset`: the first message that belongs to it.",
+        "AttractorEvent",
+        {
+            "turn_number": "BIGINT",
+            "message_index": "BIGINT",
+            "detector": "VARCHAR",
+            "value": "DOUBLE",
+            "threshold": "DOUBLE",
+            "onset": "BIGINT",
+            "period": "BIGINT",
+            "action": "VARCHAR",
+        },
+    ),
+    "convergence_warnings": (
+        "Where a convergence score crossed its threshold, one row each.",
+        "ConvergenceWarningEvent",
+        {
+            "turn_number": "BIGINT",
+            "score": "VARCHAR",
+            "value": "DOUBLE",
+            "threshold": "DOUBLE",
+            "onset": "BIGINT",
+            "action": "VARCHAR",
+        },
+    ),
+}
+"""Views of events that people ask for: meaning, type and fields."""
+
+
 def _views(con: duckdb.DuckDBPyConnection) -> list[tuple[str, str, str]]:
     return [
         (
@@ -617,9 +724,13 @@ def _views(con: duckdb.DuckDBPyConnection) -> list[tuple[str, str, str]]:
             "The values of each conversation as a whole, one row per name, with agents as suffixes; `number` where the "
             "value is one.",
             """
+            WITH told AS (
+                SELECT conversation_id, metrics FROM conversations
+                UNION ALL SELECT conversation_id, metrics FROM computed_metrics
+            )
             SELECT c.experiment_id, c.conversation_id, c.arm, m.key AS name, m.value->>'$' AS value,
                    try_cast(m.value->>'$' AS DOUBLE) AS number
-            FROM conversations c, json_each(c.metrics) m
+            FROM conversations c JOIN told USING (conversation_id), json_each(told.metrics) m
             """,
         ),
         (
@@ -666,6 +777,24 @@ def _views(con: duckdb.DuckDBPyConnection) -> list[tuple[str, str, str]]:
             f"SELECT t.experiment_id, c.arm, t.turn_number, {_spread('t.convergence')} "
             f"FROM turns t JOIN conversations c USING (experiment_id, conversation_id) "
             f"WHERE t.complete AND {_VALID} GROUP BY ALL",
+        ),
+        (
+            "conditions",
+            "One row per conversation with what it was put under: a column for each variable that any experiment here "
+            "sweeps, as a number where all its values are; NULL where it is not swept. `valid`: completed and not "
+            "invalid.",
+            _conditions(con),
+        ),
+        *(
+            (
+                name,
+                meaning,
+                "SELECT e.experiment_id, e.conversation_id, c.arm, e.seq, e.happened_at, "
+                f"unnest(from_json(e.data, {literal(json.dumps(fields))})) "
+                "FROM events e JOIN conversations c USING (experiment_id, conversation_id) "
+                f"WHERE e.event_type = {literal(kind)}",
+            )
+            for name, (meaning, kind, fields) in _EVENTS.items()
         ),
     ]
 

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from pidgin_cli.core.errors import LogError, StoreError
 from pidgin_cli.eventlog.folder import ExperimentFolder, OutputRoot
 
+from .computed import Computed, write_computed
 from .importer import Imported, WordCounter, import_into
 from .repositories import (
     ConversationRepository,
@@ -23,7 +24,7 @@ from .repositories import (
     MetricsRepository,
     Rows,
 )
-from .schema import MIGRATIONS, MetricColumn, literal, set_up, version_of
+from .schema import MIGRATIONS, MetricColumn, literal, make_views, set_up, version_of
 
 __all__ = ["FILE_NAME", "EventStore"]
 
@@ -32,6 +33,8 @@ _OFFLINE: dict[str, str | bool | int | float | list[str]] = {
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,
 }
+_SILENT = "SET enable_progress_bar = false"
+"""DuckDB would draw one of its own between what is printed."""
 
 
 class EventStore:
@@ -118,6 +121,7 @@ class EventStore:
             raise StoreError(f"nothing has been imported into {self.path} yet; run: pidgin import --all")
         con = duckdb.connect(config=_OFFLINE | {"temp_directory": str(self.path.with_name(".duckdb_tmp"))})
         try:
+            con.execute(_SILENT)
             with _understood(self.path):
                 con.execute(f"ATTACH {literal(str(self.path))} AS store (READ_ONLY, TYPE duckdb)")
                 con.execute("USE store")
@@ -125,6 +129,31 @@ class EventStore:
             con.close()
             raise
         return con
+
+    @contextlib.contextmanager
+    def beside_a_fresh_import(
+        self, folder: ExperimentFolder, *, live: bool = False
+    ) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A connection on which the database is `store`, and what an import of one experiment gives now is `fresh`.
+
+        Raises StoreError as `connect` does, and where the logs cannot be imported.
+        """
+        self.connect().close()
+        with _understood(self.path):
+            con = duckdb.connect(config=_OFFLINE | {"temp_directory": str(self.path.with_name(".duckdb_tmp"))})
+            try:
+                con.execute(_SILENT)
+                con.execute("ATTACH ':memory:' AS fresh")
+                con.execute("USE fresh")
+                set_up(con, self._metrics)
+                try:
+                    import_into(con, folder, live=live, metrics=self._metrics, words=self._words)
+                except (LogError, OSError) as error:
+                    raise StoreError(_first_line(error)) from error
+                con.execute(f"ATTACH {literal(str(self.path))} AS store (READ_ONLY, TYPE duckdb)")
+                yield con
+            finally:
+                con.close()
 
     # Importing
 
@@ -175,6 +204,28 @@ class EventStore:
                 report(done)
         return found
 
+    def keep_computed(self, computed: Sequence[Computed], *, waiting: Callable[[], None] | None = None) -> int:
+        """Put metrics that were computed after the run beside those of the record, in one transaction.
+
+        Conversations whose logs have been read anew since are passed over; gives how many were kept.
+
+        Raises:
+            StoreError: the database cannot be read or written. What was in it before is still there.
+        """
+        self.close()
+        if not computed:
+            return 0
+        with self._rewriting(waiting) as working:
+            working.con.begin()
+            try:
+                kept = write_computed(working.con, computed, self._metrics)
+                working.con.commit()
+            except BaseException:
+                working.con.rollback()
+                raise
+            working.changed = working.changed or kept > 0
+        return kept
+
     @contextlib.contextmanager
     def _rewriting(self, waiting: Callable[[], None] | None) -> Iterator["_Working"]:
         """A working copy at the newest schema; at the end it takes the place of the file, if it has changed."""
@@ -195,9 +246,12 @@ class EventStore:
             con = None
             try:
                 con = duckdb.connect(str(copy), config=_OFFLINE | {"temp_directory": f"{copy}.tmp"})
+                con.execute(_SILENT)
                 set_up(con, self._metrics)
                 working = _Working(con, changed=version < len(MIGRATIONS))
                 yield working
+                if working.changed:
+                    make_views(con)
                 con.execute("CHECKPOINT")
                 con.close()
                 if working.changed:

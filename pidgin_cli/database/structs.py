@@ -9,7 +9,7 @@ from pidgin_cli.core.events import Event
 
 from .schema import quoted
 
-__all__ = ["ENVELOPE", "own_fields", "required_paths", "structure"]
+__all__ = ["ENVELOPE", "out_of_range", "own_fields", "required_paths", "structure"]
 
 ENVELOPE = {"event_type": "VARCHAR", "seq": "BIGINT", "timestamp": "TIMESTAMP"}
 """What is read of every line, whatever it is."""
@@ -61,6 +61,25 @@ def structure(kind: type[Event], special: Mapping[str, str] | None = None) -> st
 def required_paths(kind: type[Event]) -> list[str]:
     """SQL expressions that are NULL where a line lacks what its event cannot be without."""
     return [path for name, field in own_fields(kind).items() for path in _required(quoted(name), field)]
+
+
+def out_of_range(kind: type[Event]) -> list[str]:
+    """SQL expressions that are true where a whole number of an event is larger than any column can hold."""
+    return [test for name, field in own_fields(kind).items() for test in _too_large(quoted(name), field.type)]
+
+
+def _too_large(path: str, kind: look.Type) -> Iterator[str]:
+    match kind:
+        case look.IntType():
+            yield f"abs({path}) > {2**63 - 1}"
+        case look.DictType(value_type=look.IntType()):
+            yield f"list_max(list_transform(map_values({path}), lambda x: abs(x))) > {2**63 - 1}"
+        case look.UnionType():
+            for member in kind.types:
+                yield from _too_large(path, member)
+        case look.StructType():
+            for field in kind.fields:
+                yield from _too_large(f"{path}.{quoted(field.encode_name)}", field.type)
 
 
 def _required(path: str, field: look.Field) -> Iterator[str]:

@@ -13,7 +13,9 @@ from datetime import datetime
 from typing import Literal, NamedTuple
 
 from pidgin_cli.conversation.control import Amount, Stop, Until
+from pidgin_cli.core.errors import ProviderTimeout
 from pidgin_cli.core.events import (
+    APIErrorEvent,
     ConversationEndEvent,
     ConversationResumedEvent,
     ConversationStartEvent,
@@ -23,6 +25,7 @@ from pidgin_cli.core.events import (
     MessageAbandonedEvent,
     MessageCompleteEvent,
     MessageRequestEvent,
+    RateLimitEvent,
     TokenUsageEvent,
 )
 from pidgin_cli.core.types import EndReason, ModelRequest, Usage
@@ -62,19 +65,25 @@ class Spent(NamedTuple):
 def spent_so_far(events: Iterable[Event]) -> Spent:
     """What a conversation has used, as its record tells it.
 
-    An attempt at a message that broke off, or was under way when the process died, counts with all that was set aside
-    for it, as it did while it ran.
+    An attempt at a message that broke off or was not waited for any longer, or was under way when the process died,
+    counts with all that was set aside for it, as it did while it ran.
     """
     usd, tokens, seconds = 0.0, 0, 0.0
     began = last = None
     most = _NOTHING
     """What the latest request set aside."""
-    under_way = False
+    under_way = broke_off = False
     for event in events:
         if isinstance(event, MessageRequestEvent):
-            most, under_way = _reserved(event), True
+            most, under_way, broke_off = _reserved(event), True, False
         elif isinstance(event, MessageAbandonedEvent):
             usd, tokens = usd + most.usd, tokens + most.tokens
+            broke_off = True
+        elif isinstance(event, APIErrorEvent | RateLimitEvent):
+            timed_out = isinstance(event, APIErrorEvent) and event.error == ProviderTimeout.__name__
+            if timed_out and under_way and not broke_off:
+                usd, tokens = usd + most.usd, tokens + most.tokens
+            broke_off = False
         elif isinstance(event, MessageCompleteEvent | ConversationEndEvent):
             under_way = False
         elif isinstance(event, TokenUsageEvent):

@@ -81,7 +81,7 @@ def estimate(conversations: Iterable[ConversationSpec]) -> Estimate:
         calls = turns * len(spec.agents) - sum(
             len(change.agents) * min(change.turns, spec.max_turns - change.turn + 1)
             for change in spec.interventions
-            if change.kind == "mute"
+            if change.kind == "mute" and change.when is None
         )
         arm = arms.get(spec.arm)
         if arm is None:
@@ -134,7 +134,7 @@ def _sum(spec: ConversationSpec, fork: int, assumed: _Assumed) -> tuple[int, flo
         times = min(stride, spec.max_turns + 1 - turn)
         muted: set[str] = set()
         models = {agent.id: agent.model for agent in spec.agents}
-        for change in spec.interventions:
+        for change in (one for one in spec.interventions if one.when is None):
             if change.kind == "mute" and change.turn <= turn < change.turn + change.turns:
                 muted.update(change.agents)
             elif change.kind == "swap_model" and change.turn <= turn and change.model is not None:

@@ -8,16 +8,23 @@ import msgspec
 from msgspec.structs import replace
 
 from pidgin_cli.conversation.branch import up_to_turn
-from pidgin_cli.conversation.progress import Progress
+from pidgin_cli.conversation.progress import SCRIPT, Progress
 from pidgin_cli.core.errors import LogError, NotFound
-from pidgin_cli.core.events import ConversationStartEvent, Event
-from pidgin_cli.core.types import Agent
+from pidgin_cli.core.events import (
+    ConversationEndEvent,
+    ConversationResumedEvent,
+    ConversationStartEvent,
+    Event,
+    InterventionEvent,
+    TurnCompleteEvent,
+)
+from pidgin_cli.core.types import Agent, Status
 from pidgin_cli.eventlog.codec import decode
 from pidgin_cli.eventlog.folder import OutputRoot
 from pidgin_cli.eventlog.log import Record, read_record
 from pidgin_cli.spec.conversation import ConversationSpec, Origin
 
-__all__ = ["Branch", "Fork", "branches", "fork", "log_of", "origin_of", "prefix", "whole"]
+__all__ = ["Branch", "Fork", "branches", "fork", "log_of", "origin_of", "prefix", "twin_fork", "whole"]
 
 
 def log_of(root: OutputRoot, conversation_id: str) -> Path:
@@ -124,6 +131,26 @@ def whole(root: OutputRoot, events: Sequence[Event]) -> tuple[list[Event], str |
         return [*prefix(root, origin), *events], None
     except (LogError, NotFound) as error:
         return list(events), str(error)
+
+
+def twin_fork(events: Sequence[Event]) -> tuple[int, bool] | None:
+    """The last turn that a twin shares with a conversation whose triggers decide, and whether anything was done to it.
+
+    That is the turn before the first thing done; where nothing was, the last whole turn, and such a twin has nothing of
+    its own to say. None while it cannot be told yet.
+    """
+    turns, ended = 0, False
+    for event in events:
+        match event:
+            case InterventionEvent() if event.source == SCRIPT or event.source.startswith("detector:"):
+                return event.turn_number - 1, True
+            case TurnCompleteEvent():
+                turns = event.turn_number
+            case ConversationEndEvent():
+                ended = event.status is Status.COMPLETED
+            case ConversationResumedEvent():
+                ended = False
+    return (turns, False) if ended else None
 
 
 class Branch(NamedTuple):

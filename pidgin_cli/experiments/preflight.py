@@ -64,7 +64,8 @@ def check_models(conversations: Iterable[ConversationSpec], root: OutputRoot) ->
         models = [(f"agent {agent.id}", agent.id, agent.model) for agent in spec.agents]
         for change in spec.interventions:
             if change.model is not None:
-                models += [(f"agent {name}, from turn {change.turn} on,", name, change.model) for name in change.agents]
+                since = f"from turn {change.turn} on" if change.when is None else f"once {change.when}"
+                models += [(f"agent {name}, {since},", name, change.model) for name in change.agents]
         if spec.context.model is not None:
             models.append(("the summaries", "", spec.context.model))
         for who, agent_id, model_id in models:

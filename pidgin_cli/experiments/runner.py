@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from pidgin_cli.conversation.conductor import Conductor, Live, Outcome
 from pidgin_cli.conversation.control import Control, Pause, Stop
@@ -47,13 +48,13 @@ from pidgin_cli.eventlog.manifest import ConversationEntry, Manifest, ManifestWr
 from pidgin_cli.eventlog.state import RunState, run_state
 from pidgin_cli.providers.registry import PROVIDERS, ProviderPool, split_model
 from pidgin_cli.spec.catalogue import price_source
-from pidgin_cli.spec.conversation import ConversationSpec
+from pidgin_cli.spec.conversation import ConversationSpec, Origin
 from pidgin_cli.spec.experiment import ExperimentSpec, experiment_hash, load, models_of, to_yaml
 from pidgin_cli.spec.plan import expand
 
 from .budget import Budget, Caps, Spent, caps_of, run_time, spent_so_far
 from .estimate import Estimate, estimate
-from .lineage import prefix
+from .lineage import prefix, twin_fork
 from .registry import HEARTBEAT_S, PidFile
 
 __all__ = ["Runner", "create_experiment"]
@@ -171,6 +172,8 @@ class Runner:
         """Why nothing can be recorded any more."""
         self._written: dict[str, int] = {}
         """By conversation that others branch from: the turns known to be in its log; -1: not even the opening."""
+        self._hopeless: set[str] = set()
+        """Twins of conversations that stopped before it was told where the two part."""
 
     def get_delegate_manager(self) -> DelegateManager:
         """Where delegates are registered that watch the experiment as a whole."""
@@ -221,6 +224,11 @@ class Runner:
     @property
     def stopping(self) -> bool:
         return self._stopping is not None
+
+    @property
+    def stopping_now(self) -> bool:
+        """Whether somebody did not even want to wait for the messages under way."""
+        return self._stopping is not None and self._now
 
     def _status_changed(self) -> None:
         self._changed.set()
@@ -330,7 +338,7 @@ class Runner:
             log.flush()
             manifest.name, manifest.spec_hash, manifest.versions = spec.name, start.spec_hash, start.versions
             manifest.created_at = manifest.started_at = manifest.started_at or start.timestamp
-            manifest.status, manifest.completed_at = Status.RUNNING, None
+            manifest.status, manifest.completed_at, manifest.post_processing = Status.RUNNING, None, None
             manifest.pid, manifest.host = start.pid, start.host
             writer.touch()
             self._on_start()
@@ -434,10 +442,23 @@ class Runner:
         """Take the first conversation that can begin: one that branches waits until its parent is beyond that point."""
         for place, name in enumerate(waiting):
             origin = todo[name].origin
-            if origin is None or self._written[origin.conversation_id] >= origin.turn:
+            if origin is None or (
+                self._written[origin.conversation_id] >= origin.turn
+                and not (origin.until_intervention and self._undecided(name, origin, todo))
+            ):
                 del waiting[place]
                 return name
         return None
+
+    def _undecided(self, name: str, origin: Origin, todo: Collection[str]) -> bool:
+        """Whether it is still open where a twin leaves its origin, or will not be told any more in this run."""
+        parent = origin.conversation_id
+        if (parent in todo and parent not in self.outcomes) or name in self._hopeless:
+            return True
+        if twin_fork(read_record(self.folder.log(parent)).events) is None:
+            self._hopeless.add(name)
+            return True
+        return False
 
     def _turns_of(self, conversation_id: str) -> int:
         assert self._writer is not None
@@ -493,8 +514,9 @@ class Runner:
             if conversation_id in self._written:
                 bus.subscribe(self._passed, MessageCompleteEvent)
             spent = spent_so_far(record.events)
+            spec = spec_of(record) or self._forked(spec)
             conductor = Conductor(
-                spec_of(record) or spec,
+                spec,
                 conversation_id=conversation_id,
                 providers=self._providers,
                 log=log,
@@ -520,6 +542,17 @@ class Runner:
                 timer.cancel()
             self.running.pop(conversation_id, None)
             await log.aclose()
+
+    def _forked(self, spec: ConversationSpec) -> ConversationSpec:
+        """A twin with the turn after which it is left alone; it ends there where nothing was done to its origin."""
+        origin = spec.origin
+        if origin is None or not origin.until_intervention:
+            return spec
+        found = twin_fork(read_record(self.folder.log(origin.conversation_id)).events)
+        assert found is not None, "or it would not have begun"
+        turn, acted = found
+        left_at = Origin(origin.conversation_id, turn)
+        return replace(spec, origin=left_at, max_turns=spec.max_turns if acted else turn)
 
     def _unlimited(self) -> bool:
         return all(

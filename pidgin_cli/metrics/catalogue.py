@@ -59,7 +59,7 @@ class Metric(Struct, frozen=True, kw_only=False):
     """U: any text. T: needs words. S: needs sentences. E: needs the word lists of the language. model: an embedding."""
     source: str = ""
     when: When = "live"
-    per: Literal["", "agent", "pair", "direction"] = ""
+    per: Literal["", "agent", "pair", "direction", "state"] = ""
     """Of a value of the conversation, what there is one for; empty: one."""
     short_below: int = 0
     """Tokens below which the value says more about the length than about the text."""
@@ -117,6 +117,7 @@ PLUGINS: dict[str, LiveMetric] = {}
 
 
 _loaded: set[EntryPoint] = set()
+_all_loaded = False
 
 
 def message_metrics(*when: When) -> dict[str, Metric]:
@@ -154,7 +155,10 @@ def load_plugins() -> dict[str, str]:
     Raises:
         SpecError: one of them cannot be loaded, is no `LiveMetric`, or its name is taken.
     """
+    global _all_loaded
     brought: dict[str, str] = {}
+    if _all_loaded:  # what is installed is looked for once: every conversation asks
+        return brought
     for point in entry_points(group="pidgin.metrics"):
         if point in _loaded:
             continue
@@ -169,4 +173,5 @@ def load_plugins() -> dict[str, str]:
         add_metric(plugin, package)
         _loaded.add(point)
         brought[plugin.metric.name] = package
+    _all_loaded = True
     return brought

@@ -57,6 +57,8 @@ DICTIONARY_BYTES = 32_000
 """The stretch of the conversation that `cond_bits_per_byte` may refer back to."""
 LONGEST_TANDEM = 50
 """The longest phrase, in tokens, whose immediate repetition is looked for."""
+LEAST_BYTES = 24
+"""Of a message that has `cond_bits_per_byte`, whatever the detector that goes by it is told to pass over."""
 HASH_DIMENSIONS = 512
 
 NORMAL = "normal"
@@ -711,12 +713,13 @@ class CompressionCollapse(_Smoothed):
     def sign(self, heard: _Heard, signals: Signals) -> bool | None:
         data = heard.data
         bits = None
-        if len(data) >= self._min_bytes:
+        if len(data) >= min(self._min_bytes, LEAST_BYTES):
             bits = 8 * deflate_bytes(data, self._history) / len(data)
         self._history = b"\n".join((self._history, data))[-DICTIONARY_BYTES:]
-        if bits is None:
+        if bits is not None and len(data) >= LEAST_BYTES:
+            signals.cond_bits_per_byte = bits
+        if bits is None or len(data) < self._min_bytes:
             return None
-        signals.cond_bits_per_byte = bits
         average = self._smooth(bits)
         if self._baseline is None:
             self._early.append(bits)

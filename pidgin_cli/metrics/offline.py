@@ -4,9 +4,9 @@ import itertools
 import math
 import random
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from .pairs import likeness
 from .reading import Reading, Vocabulary
 
 __all__ = [
+    "Corrected",
     "between_conversation_similarity",
     "burrows_delta",
     "convergence_index",
@@ -26,6 +27,7 @@ __all__ = [
     "offline",
     "recurrence",
     "self_bleu4",
+    "states",
     "summarise",
     "vendi",
 ]
@@ -106,16 +108,27 @@ def self_bleu4(texts: Sequence[Sequence[str]]) -> float | None:
     grams = [
         [Counter(zip(*(text[shift:] for shift in range(size)), strict=False)) for size in (1, 2, 3, 4)] for text in long
     ]
+    matched = [[0] * 4 for _ in long]
+    for order in range(4):
+        # Of each gram the greatest count with its text, and the greatest of all other texts.
+        most: dict[tuple[str, ...], tuple[int, int, int]] = {}
+        for place, counts in enumerate(each[order] for each in grams):
+            for gram, count in counts.items():
+                first, holder, second = most.get(gram, (0, -1, 0))
+                if count > first:
+                    most[gram] = (count, place, first)
+                elif count > second:
+                    most[gram] = (first, holder, count)
+        for gram, (first, holder, second) in most.items():
+            if second:
+                for place, each in enumerate(grams):
+                    if count := each[order].get(gram, 0):
+                        matched[place][order] += min(count, second if place == holder else first)
     scores = []
     for place, text in enumerate(long):
-        others = [other for number, other in enumerate(grams) if number != place]
-        matched = []
-        for order, counts in enumerate(grams[place]):
-            most = [max(other[order][gram] for other in others) for gram in counts]
-            matched.append(sum(map(min, counts.values(), most)))
         lengths = [len(other) for number, other in enumerate(long) if number != place]
         closest = min(lengths, key=lambda size: (abs(size - len(text)), size))
-        scores.append(f.bleu4(matched, len(text), closest) or 0.0)
+        scores.append(f.bleu4(matched[place], len(text), closest) or 0.0)
     return sum(scores) / len(scores)
 
 
@@ -203,68 +216,94 @@ def determinism(points: NDArray[np.bool_]) -> float | None:
 
 SURROGATES = 20
 """Partners from other conversations that each pair of messages is held against."""
+LEAST_SURROGATES = 2
+"""Below so many there is no mean to speak of."""
 LEAST_CONVERSATIONS = 5
 LENGTHS = 0.25
 """By what share a surrogate partner may be longer or shorter than the real one."""
 
 
+class Corrected(NamedTuple):
+    """`convergence_index` of one message."""
+
+    value: float | None
+    surrogates: int | None
+    """Partners from other conversations that there were for it; None: nobody was looked for."""
+
+
 def convergence_index(
-    conversations: Sequence[Sequence[tuple[str, str]]], seed: int = 0, lexicon: Lexicon | None = None
-) -> list[list[float | None]]:
+    conversations: Mapping[str, Messages],
+    seed: int = 0,
+    lexicon: Lexicon | None = None,
+    shared: Mapping[str, int] | None = None,
+    progress: Callable[[int, int], None] = lambda _done, _of: None,
+) -> dict[str, list[Corrected]]:
     """`convergence_index` of every message: likeness to the partner's last message beyond that of strangers.
 
     For each of cosine_tf, lsm_nz, indel_partner and structure_cosine, s is the mean over up to 20 surrogate partners:
     messages at the same place in other conversations, by an agent of the same id, of nearly the same length. The
-    index is the mean of (x - s) / (1 - s): 1 for identical messages, about 0 for unrelated ones.
+    index is the mean of (x - s) / (1 - s): 1 for identical messages, about 0 for unrelated ones. The order of the
+    conversations changes nothing.
 
     Args:
-        conversations: of one condition, each as (agent id, text) in order.
+        conversations: of one condition by id, each as (agent id, text) in order.
         seed: of the draw of surrogates; the same seed gives the same numbers.
         lexicon: word lists for lsm_nz; without them that part drops out.
+        shared: how many messages at the beginning of a branch are another conversation's. They are no strangers.
+        progress: told how many conversations are done, of how many.
 
     Returns:
-        A value for each message of each conversation. None for all below 5 conversations.
+        A value for each message of each conversation. None for all below 5 conversations, and below 2 surrogates.
     """
     if len(conversations) < LEAST_CONVERSATIONS:
-        return [[None] * len(messages) for messages in conversations]
+        return {name: [Corrected(None, None)] * len(messages) for name, messages in conversations.items()}
     vocabulary = Vocabulary()
-    readings = [
-        [Reading(text, agent, index, vocabulary, lexicon) for index, (agent, text) in enumerate(messages)]
-        for messages in conversations
-    ]
-    return [
-        [_index(readings, number, index, random.Random(f"{seed}/{number}/{index}")) for index in range(len(messages))]
-        for number, messages in enumerate(readings)
-    ]
+    readings = {
+        name: [Reading(text, agent, index, vocabulary, lexicon) for index, (agent, text) in enumerate(messages)]
+        for name, messages in sorted(conversations.items())
+    }
+    found = {}
+    for done, name in enumerate(conversations):
+        progress(done, len(conversations))
+        found[name] = [
+            _index(readings, shared or {}, name, index, random.Random(f"{seed}/{name}/{index}"))
+            for index in range(len(readings[name]))
+        ]
+    return found
 
 
-def _index(readings: Sequence[Sequence[Reading]], number: int, index: int, draw: random.Random) -> float | None:
-    mine = readings[number]
+def _index(
+    readings: Mapping[str, Sequence[Reading]], shared: Mapping[str, int], name: str, index: int, draw: random.Random
+) -> Corrected:
+    mine = readings[name]
     now = mine[index]
     at = next((at for at in range(index - 1, -1, -1) if mine[at].agent_id != now.agent_id), None)
     if at is None:
-        return None
+        return Corrected(None, None)
     partner = mine[at]
     size = len(partner.tokens)
     strangers = [
         other[at]
-        for place, other in enumerate(readings)
-        if place != number
-        and at < len(other)
+        for whose, other in readings.items()
+        if whose != name
+        and shared.get(whose, 0) <= at < len(other)
         and other[at].agent_id == partner.agent_id
         and abs(len(other[at].tokens) - size) <= LENGTHS * size
+        # What a branch shares stands in the conversation that it comes from, too.
+        and not (at < shared.get(name, 0) and other[at].text == partner.text)
     ]
+    if len(strangers) < LEAST_SURROGATES:
+        return Corrected(None, len(strangers))
     chosen = draw.sample(strangers, SURROGATES) if len(strangers) > SURROGATES else strangers
     beyond = []
     baselines = [likeness(now, stranger) for stranger in chosen]
     for part, value in likeness(now, partner).items():
-        chance = [baseline[part] for baseline in baselines]
-        known = [other for other in chance if other is not None]
+        known = [other for baseline in baselines if (other := baseline[part]) is not None]
         if value is not None and known:
             mean = sum(known) / len(known)
             if mean < 1 - 1e-12:
                 beyond.append((value - mean) / (1 - mean))
-    return sum(beyond) / len(beyond) if beyond else None
+    return Corrected(sum(beyond) / len(beyond) if beyond else None, len(chosen))
 
 
 def burrows_delta(
@@ -367,3 +406,34 @@ def summarise(values: Sequence[float | None]) -> dict[str, float | int | None]:
         "peak_turn": next((turn for turn, value in known if value == peak), None),
         "lag1_autocorr": f.pearson(*zip(*neighbours, strict=True)) if neighbours else None,
     }
+
+
+def states(named: Sequence[str | None], onsets: Sequence[int | None], normal: str = "normal") -> dict[str, Value]:
+    """What became of `state` over the messages of a conversation.
+
+    Args:
+        named: the state at each message; None where it is not known.
+        onsets: first message of that state, as the detectors date it back.
+
+    Returns:
+        `end_state`, `n_state_entries` (of states other than normal), `recovered` (out of the last of them; None when
+        there was none), and for each state that was entered `first_passage_<state>` (message index of its first onset)
+        and `dwell_<state>` (messages). A state without a first passage was never entered: the time is censored.
+    """
+    known = [(state, onset) for state, onset in zip(named, onsets, strict=True) if state is not None]
+    if not known:
+        return {}
+    entered = [
+        (state, onset)
+        for before, (state, onset) in zip([(normal, None), *known[:-1]], known, strict=True)
+        if state != normal and before[0] != state
+    ]
+    found: dict[str, Value] = {
+        "end_state": known[-1][0],
+        "n_state_entries": len(entered),
+        "recovered": known[-1][0] == normal if entered else None,
+    }
+    for state, onset in reversed(entered):
+        found[f"first_passage_{state}"] = onset
+        found[f"dwell_{state}"] = sum(each == state for each, _ in known)
+    return found

@@ -3,6 +3,7 @@
 Cosines of one model compare with each other and with those of surrogate pairs, never across models.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Mapping, Sequence
 
@@ -10,15 +11,25 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .catalogue import METRICS, Value
+from .detectors import lexical_hash
 from .engine import Summary
+from .tokens import tokenize
 
-__all__ = ["SEMANTIC", "Semantics", "semantics"]
+__all__ = ["LEXICAL_HASH", "SEMANTIC", "Semantics", "hashed", "semantics", "topics"]
 
 Vector = NDArray[np.float64]
 
 SEMANTIC = tuple(name for name, metric in METRICS.items() if metric.language == "model" and metric.level != "C")
 """The metrics of a message that need an embedding."""
 
+LEXICAL_HASH = "lexical_hash"
+"""Name of the stand-in for an embedding model: signed hashes of words and bigrams, which know no meaning."""
+
+TOPICS = 8
+"""Clusters that the messages of an experiment are put into."""
+LEAST_PER_TOPIC = 5
+"""Messages for each of them that an experiment needs."""
+ROUNDS = 100
 SPREAD_WINDOW = 5
 CENTROID_LEAST = 3
 VELOCITY_WEIGHT = 0.3
@@ -135,3 +146,64 @@ def semantics(
     """The semantic metrics of a whole conversation, given as (agent id, vector or None)."""
     path = Semantics(tuple(dict.fromkeys(agent for agent, _ in messages)), seed, personas)
     return [path.add(agent, vector) for agent, vector in messages], path.conversation()
+
+
+def hashed(text: str) -> Vector:
+    """The vector of a text for `LEXICAL_HASH`: 512 numbers, all zero where there is no token."""
+    return np.asarray(lexical_hash(tokenize(text)), dtype=np.float64)
+
+
+def topics(
+    vectors: Mapping[str, Sequence[ArrayLike | None]],
+) -> tuple[dict[str, list[int | None]], dict[str, int | None]]:
+    """`topic_id` of every message and `topic_switches` of every conversation of an experiment.
+
+    k-means on the sphere with 8 centroids, which begin as far from each other as they can, so that nothing is drawn
+    and the order of the conversations changes nothing. Topics are numbered from 0 by how many messages they have.
+
+    Args:
+        vectors: of the messages in order, by conversation id; all of one model.
+
+    Returns:
+        The topic of each message, None without a vector; how often the topic differs from the one before, None below
+        2 messages with a topic. All None below 40 messages with a vector.
+    """
+    units = {name: [_unit(vector) for vector in each] for name, each in vectors.items()}
+    places = [(name, at) for name in sorted(units) for at, vector in enumerate(units[name]) if vector is not None]
+    found: dict[str, list[int | None]] = {name: [None] * len(each) for name, each in units.items()}
+    if len(places) >= TOPICS * LEAST_PER_TOPIC:
+        labels = _spherical_k_means(np.array([units[name][at] for name, at in places]))
+        for (name, at), label in zip(places, labels, strict=True):
+            found[name][at] = label
+    switches = {}
+    for name, each in found.items():
+        known = [topic for topic in each if topic is not None]
+        changes = sum(one != two for one, two in itertools.pairwise(known))
+        switches[name] = changes if len(known) >= 2 else None
+    return found, switches
+
+
+def _spherical_k_means(points: Vector) -> list[int]:
+    """The cluster of each unit vector; 0 is the largest."""
+    first = int(np.argmin(points @ points.sum(axis=0)))
+    chosen = [first]
+    nearest = points @ points[first]
+    while len(chosen) < TOPICS:
+        chosen.append(int(np.argmin(nearest)))
+        nearest = np.maximum(nearest, points @ points[chosen[-1]])
+    centroids = points[chosen]
+    labels = np.argmax(points @ centroids.T, axis=1)
+    for _ in range(ROUNDS):
+        for topic in range(TOPICS):
+            centre = _unit(points[labels == topic].sum(axis=0))
+            if centre is not None:  # else nobody is there, or they cancel out
+                centroids[topic] = centre
+        moved = np.argmax(points @ centroids.T, axis=1)
+        if np.array_equal(moved, labels):
+            break
+        labels = moved
+    sizes = np.bincount(labels, minlength=TOPICS)
+    first_at = [int(np.flatnonzero(labels == topic)[0]) if sizes[topic] else len(labels) for topic in range(TOPICS)]
+    order = sorted(range(TOPICS), key=lambda topic: (-int(sizes[topic]), first_at[topic]))
+    number = {topic: place for place, topic in enumerate(order)}
+    return [number[topic] for topic in labels.tolist()]

@@ -1,8 +1,8 @@
 """The statistics of an experiment. The unit is the conversation: one number of each, never one of each turn.
 
-Everything is a pure function. Values that could not be computed (None, NaN) are left out and counted, draws come from
-a seed that the caller states, and what the data do not allow is None. Numpy does it all but `mixed_model`, for which
-the `analysis` extra is needed.
+Everything is a pure function. Values that could not be computed (None, NaN, infinite) are left out and counted, draws
+come from a seed that the caller states, and what the data do not allow is None. Numpy does it all but `mixed_model`,
+for which the `analysis` extra is needed.
 """
 
 import itertools
@@ -28,12 +28,16 @@ __all__ = [
     "MixedModel",
     "Omnibus",
     "Paired",
+    "Passage",
+    "Passages",
     "Permutation",
     "RestrictedMean",
+    "Shares",
     "Summary",
     "SurrogatePair",
     "SurvivalCurve",
     "Tested",
+    "TooLittle",
     "Values",
     "Welch",
     "benjamini_hochberg",
@@ -45,6 +49,8 @@ __all__ = [
     "clustered_se",
     "compare_groups",
     "compare_pairs",
+    "compare_shares",
+    "compare_times",
     "cumulative_incidence",
     "design_effect",
     "detectable_effect",
@@ -76,7 +82,7 @@ __all__ = [
 
 Floats = NDArray[np.float64]
 Values = Iterable[float | None]
-"""One value per conversation; None or NaN: not computable."""
+"""One value per conversation; None, NaN or infinite: not computable."""
 
 DRAWS = 9_999
 EXACT_UP_TO = 20_000
@@ -107,9 +113,9 @@ class Effect(NamedTuple):
 
 
 def given(values: Values) -> Floats:
-    """The values that are there, as an array; None and NaN are left out."""
+    """The values that are there, as an array; None, NaN and infinities are left out."""
     found = np.array([value for value in values if value is not None], dtype=float)
-    return np.asarray(found[~np.isnan(found)], dtype=float)
+    return np.asarray(found[np.isfinite(found)], dtype=float)
 
 
 # Distributions
@@ -195,6 +201,8 @@ def chi2_sf(x: float, df: float) -> float:
     """Chi-square: the probability of a value above `x`."""
     if x <= 0.0:
         return 1.0
+    if math.isinf(x):
+        return 0.0
     a, x = df / 2.0, x / 2.0
     front = math.exp(a * math.log(x) - x - math.lgamma(a))
     if x < a + 1.0:
@@ -287,9 +295,12 @@ def fisher_exact(successes: tuple[int, int], n: tuple[int, int]) -> float:
     for k, of in zip(successes, n, strict=True):
         _check_share(k, of)
     total = sum(successes)
-    ways = [math.comb(n[0], k) * math.comb(n[1], total - k) for k in range(total + 1)]
-    # Whole numbers, so that tables that are equally likely are seen to be.
-    return sum(way for way in ways if way <= ways[successes[0]]) / sum(ways)
+    first, last = max(0, total - n[1]), min(n[0], total)
+    ways = [math.comb(n[0], first) * math.comb(n[1], total - first)]
+    # Whole numbers, so that tables that are equally likely are seen to be; each from the last, which is quick.
+    for k in range(first, last):
+        ways.append(ways[-1] * (n[0] - k) * (total - k) // ((k + 1) * (n[1] - total + k + 1)))
+    return sum(way for way in ways if way <= ways[successes[0] - first]) / sum(ways)
 
 
 Statistic = Callable[..., Any]
@@ -549,6 +560,44 @@ def compare_groups(a: Values, b: Values, *, seed: int, level: float = 0.95, draw
     )
 
 
+class Shares(NamedTuple):
+    """Two groups of conversations in whether something is so. Differences are the second less the first."""
+
+    n: tuple[int, int]
+    missing: tuple[int, int]
+    """Conversations of which it is not known, which no other number here counts."""
+    events: tuple[int, int]
+    """Conversations in which it is."""
+    intervals: tuple[Interval | None, Interval | None]
+    """Of the shares: Wilson's."""
+    difference: float | None
+    interval: Interval | None
+    """Of the difference: Newcombe's hybrid of the two."""
+    p: float | None
+    """Fisher's exact test."""
+
+    def share(self, group: Literal[0, 1]) -> float | None:
+        return self.events[group] / self.n[group] if self.n[group] else None
+
+
+def compare_shares(a: Iterable[bool | None], b: Iterable[bool | None], level: float = 0.95) -> Shares:
+    """All that is reported of how often something is so in two independent groups; None: it is not known."""
+    groups = list(a), list(b)
+    known = [[value for value in group if value is not None] for group in groups]
+    n, events = (len(known[0]), len(known[1])), (sum(known[0]), sum(known[1]))
+    missing = (len(groups[0]) - n[0], len(groups[1]) - n[1])
+    one, other = wilson(events[0], n[0], level), wilson(events[1], n[1], level)
+    if one is None or other is None:
+        return Shares(n, missing, events, (one, other), None, None, None)
+    first, second = events[0] / n[0], events[1] / n[1]
+    difference = second - first
+    interval = Interval(
+        difference - math.hypot(second - other.low, one.high - first),
+        difference + math.hypot(other.high - second, first - one.low),
+    )
+    return Shares(n, missing, events, (one, other), difference, interval, fisher_exact(events, n))
+
+
 class Paired(NamedTuple):
     """Paired values, second less first."""
 
@@ -591,6 +640,8 @@ class Omnibus(NamedTuple):
 
     f: Permutation | None
     kruskal_wallis: Tested | None
+    logrank: Tested | None = None
+    """Of times to an event."""
 
 
 def _f(values: Floats, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> Floats:
@@ -614,8 +665,9 @@ def permutation_f(*groups: Values, seed: int, draws: int = DRAWS) -> Permutation
         return None
     pooled = np.concatenate(arrays)
     pooled = pooled - pooled.mean()
-    if float(np.abs(pooled).max()) == 0.0:
+    if (largest := float(np.abs(pooled).max())) == 0.0:
         return None
+    pooled = pooled / largest  # F has no unit, and squares of very small or large values none that a float can hold
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     observed = float(_f(pooled[None, :], starts, sizes)[0])
     rng = np.random.default_rng(seed)
@@ -700,7 +752,7 @@ def _step_up(p: Floats) -> Floats:
 def _clusters(values: Values, clusters: Iterable[Hashable]) -> list[Floats]:
     found: dict[Hashable, list[float]] = defaultdict(list)
     for value, cluster in zip(values, clusters, strict=True):
-        if value is not None and not math.isnan(value):
+        if value is not None and math.isfinite(value):
             found[cluster].append(value)
     return [np.array(x) for x in found.values()]
 
@@ -928,6 +980,82 @@ def cumulative_incidence(durations: Times, causes: Iterable[Hashable | None]) ->
     return found
 
 
+class Passage(NamedTuple):
+    """How long one conversation went on without an event, and what became of it."""
+
+    time: float
+    """Of the event, or at which it was last seen without it; in turns or messages."""
+    event: bool
+    ended: str | None = None
+    """What ended it otherwise, such as a stop of an agent; None: nothing did, as at the turn limit."""
+
+
+class Passages(NamedTuple):
+    """Two groups of conversations in the time to an event. Differences are the second less the first."""
+
+    n: tuple[int, int]
+    missing: tuple[int, int]
+    """Conversations of which it is not known, which no other number here counts."""
+    events: tuple[int, int]
+    otherwise: tuple[int, int]
+    """Conversations that ended otherwise before it."""
+    medians: tuple[float | None, float | None]
+    horizon: float | None
+    """The last time that both groups were seen at; the means and the incidence go up to it."""
+    means: tuple[RestrictedMean | None, RestrictedMean | None]
+    """Time without the event up to the horizon, if nothing else ended conversations."""
+    incidence: tuple[float | None, float | None]
+    """Share that had the event by the horizon, others having ended otherwise (Aalen-Johansen)."""
+    difference: float | None
+    """Of the means."""
+    interval: Interval | None
+    """Of the difference: normal approximation."""
+    test: Tested | None
+    """Log-rank; what ended otherwise is censored then."""
+
+
+def compare_times(a: Iterable[Passage | None], b: Iterable[Passage | None], level: float = 0.95) -> Passages:
+    """All that is reported of the time to an event in two independent groups; None: it is not known."""
+    groups = [list(a), list(b)]
+    known = [[passage for passage in group if passage is not None] for group in groups]
+    curves = [kaplan_meier([p.time for p in group], [p.event for p in group], level) for group in known]
+    horizon = min(curve.times[-1] for curve in curves) if all(known) else None
+    one, other = (None if horizon is None else restricted_mean(curve, horizon) for curve in curves)
+    difference = interval = None
+    if one is not None and other is not None:
+        difference = other.value - one.value
+        half = _NORMAL.inv_cdf((1 + level) / 2) * math.hypot(one.se, other.se)
+        interval = Interval(difference - half, difference + half) if half > 0 else None
+    return Passages(
+        (len(known[0]), len(known[1])),
+        (len(groups[0]) - len(known[0]), len(groups[1]) - len(known[1])),
+        (sum(p.event for p in known[0]), sum(p.event for p in known[1])),
+        (
+            sum(p.ended is not None and not p.event for p in known[0]),
+            sum(p.ended is not None and not p.event for p in known[1]),
+        ),
+        (curves[0].median, curves[1].median),
+        horizon,
+        (one, other),
+        (_incidence(known[0], horizon), _incidence(known[1], horizon)),
+        difference,
+        interval,
+        logrank(*(([p.time for p in group], [p.event for p in group]) for group in known)) if all(known) else None,
+    )
+
+
+def _incidence(passages: Sequence[Passage], horizon: float | None) -> float | None:
+    if horizon is None:
+        return None
+    # A cause in a tuple cannot be taken for a reason that somebody else has named.
+    causes = [("event",) if p.event else None if p.ended is None else ("otherwise", p.ended) for p in passages]
+    found = cumulative_incidence([p.time for p in passages], causes).get(("event",))
+    if found is None:
+        return 0.0
+    place = sum(time <= horizon for time in found.times)
+    return found.incidence[place - 1] if place else 0.0
+
+
 # Surrogates
 
 
@@ -1065,7 +1193,7 @@ def n_per_arm(power_at: Callable[[int], float], power: float = 0.8) -> int | Non
     while power_at(high) < power:
         if high >= MOST:
             return None
-        high *= 2
+        high = min(2 * high, MOST)
     low = max(2, high // 2)
     while low < high:
         middle = (low + high) // 2
@@ -1106,6 +1234,10 @@ class FixedEffect(NamedTuple):
     interval: Interval
 
 
+class TooLittle(SpecError):
+    """The data do not allow a model."""
+
+
 class MixedModel(NamedTuple):
     """A linear mixed model with a random intercept per conversation, fitted by REML."""
 
@@ -1144,7 +1276,8 @@ def mixed_model(
         random_slope: let conversations also differ in how the measure changes by turn.
 
     Raises:
-        SpecError: statsmodels is not installed, or there is too little data for the model.
+        TooLittle: there is too little data for the model, or it is too alike.
+        SpecError: statsmodels is not installed.
     """
     try:
         from statsmodels.regression.mixed_linear_model import MixedLM  # type: ignore[import-untyped]
@@ -1158,7 +1291,7 @@ def mixed_model(
         for value, condition, turn, conversation, *extra in zip(
             y, conditions, turns, conversations, *more.values(), strict=True
         )
-        if not any(number is None or math.isnan(number) for number in (value, *extra))
+        if all(number is not None and math.isfinite(number) for number in (value, *extra))
     ]
     levels = sorted({row[1] for row in rows})[1:]
     names = ["intercept", "turn"]
@@ -1171,13 +1304,18 @@ def mixed_model(
     )
     groups = [row[3] for row in rows]
     if len(set(groups)) < 3 or len(rows) <= len(names) + 1 or np.linalg.matrix_rank(design) < len(names):
-        raise SpecError(
+        raise TooLittle(
             f"{len(rows)} values of {len(set(groups))} conversations are too few, or too alike, for a mixed model"
         )
     slopes = design[:, :2] if random_slope else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what it says of convergence is in `converged`
-        fit = MixedLM(np.array([row[0] for row in rows], dtype=float), design, groups, exog_re=slopes).fit(reml=True)
+        try:
+            fit = MixedLM(np.array([row[0] for row in rows], dtype=float), design, groups, exog_re=slopes).fit(
+                reml=True
+            )
+        except np.linalg.LinAlgError:
+            raise TooLittle("the values are too alike for a mixed model") from None
         interval = np.asarray(fit.conf_int(1 - level))
         errors, p_values = np.asarray(fit.bse), np.asarray(fit.pvalues)
     effects = {
@@ -1193,5 +1331,5 @@ def mixed_model(
         float(fit.llf),
         len(rows),
         len(set(groups)),
-        bool(fit.converged),
+        bool(fit.converged) and bool(np.isfinite(errors[: len(names)]).all()),
     )

@@ -337,17 +337,18 @@ class ChatDisplay:
         whom = "everyone" if everyone else ", ".join(self._name(agent_id) for agent_id in event.audience)
         agent = self._name(event.agent_id or "")
         text = event.text if event.kind == "inject" else event.after
+        source = event.source if event.trigger is None else f"{event.source} ({event.trigger})"
         match event.kind:
             case "inject":
-                self._note(f"{event.source} to {whom}:")
+                self._note(f"{source} to {whom}:")
             case "edit":
-                self._note(f"{event.source}: message {event.edited_index} of {agent} now reads:")
+                self._note(f"{source}: message {event.edited_index} of {agent} now reads:")
             case "mute":
-                self._note(f"{event.source}: {agent} is silent for {count(event.turns or 1, 'turn')}")
+                self._note(f"{source}: {agent} is silent for {count(event.turns or 1, 'turn')}")
             case "swap_model":
-                self._note(f"{event.source}: {agent} is {event.after} from here on")
+                self._note(f"{source}: {agent} is {event.after} from here on")
             case "swap_system_prompt":
-                self._note(f"{event.source}: {agent} has {'another' if event.after else 'no'} system prompt now")
+                self._note(f"{source}: {agent} has {'another' if event.after else 'no'} system prompt now")
         if event.kind in ("inject", "edit") or (event.kind == "swap_system_prompt" and self._show_system_prompts):
             self._block(text or "", Style(italic=True))
 

@@ -1,14 +1,26 @@
 """Effects between groups of conversations: in the terminal, as a page of its own, and as plain rows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pidgin_cli.metrics.statistics import Comparison, Effect, Interval, Omnibus, Paired, Permutation
+from pidgin_cli.metrics.statistics import (
+    Comparison,
+    Effect,
+    FixedEffect,
+    Interval,
+    MixedModel,
+    Omnibus,
+    Paired,
+    Passages,
+    Permutation,
+    Shares,
+)
 
 from .text import one_line, visible
 
@@ -16,10 +28,8 @@ __all__ = ["Contrast", "Effects", "Row", "as_rows", "print_effects", "render_htm
 
 LABEL_CELLS = 48
 SIGNIFICANT = 0.05
-WIDE = 130
-"""Cells from which a terminal shows all columns."""
-SECOND = (6, 7)
-"""Columns that a narrower one does without: the interval of g, and Cliff's delta."""
+GAP = 2
+"""Cells between two columns."""
 
 
 class Contrast(NamedTuple):
@@ -31,12 +41,16 @@ class Contrast(NamedTuple):
     """What both have in common, where groups are compared once for each of several values."""
 
 
+Kind = Literal["mean", "share", "time"]
+
+
 class Row(NamedTuple):
     """One measure of one contrast."""
 
     contrast: Contrast
     measure: str
-    independent: Comparison
+    found: Comparison | Shares | Passages
+    """Of values, of what is so or not, or of times to an event."""
     paired: Paired | None
     """Where conversations belong together: what the difference, the interval and p are then taken from."""
     adjusted: float | None
@@ -44,31 +58,74 @@ class Row(NamedTuple):
     """Named before anybody looked, and no part of the family."""
     omnibus: Omnibus | None = None
     """Of all groups, where there are more than these two."""
+    turns: MixedModel | None = None
+    """The measure turn by turn, where that was asked for and the data allow it."""
+
+    @property
+    def kind(self) -> Kind:
+        if isinstance(self.found, Comparison):
+            return "mean"
+        return "share" if isinstance(self.found, Shares) else "time"
+
+    @property
+    def n(self) -> tuple[int, int]:
+        """Conversations that it is known of."""
+        return (self.found.a.n, self.found.b.n) if isinstance(self.found, Comparison) else self.found.n
+
+    @property
+    def missing(self) -> tuple[int, int]:
+        return (
+            (self.found.a.missing, self.found.b.missing) if isinstance(self.found, Comparison) else self.found.missing
+        )
 
     @property
     def difference(self) -> float | None:
-        return self.paired.mean if self.paired else self.independent.difference
+        return self.paired.mean if self.paired else self.found.difference
 
     @property
     def interval(self) -> Interval | None:
-        return self.paired.interval if self.paired else self.independent.interval
+        return self.paired.interval if self.paired else self.found.interval
 
     @property
     def g(self) -> Effect | None:
+        if not isinstance(self.found, Comparison):
+            return None
         if self.paired:
             return None if self.paired.g is None else Effect(self.paired.g, None)
-        return self.independent.g
+        return self.found.g
 
     @property
     def permutation(self) -> Permutation | None:
-        return self.paired.permutation if self.paired else self.independent.permutation
+        if self.paired:
+            return self.paired.permutation
+        return self.found.permutation if isinstance(self.found, Comparison) else None
+
+    @property
+    def test(self) -> str:
+        if self.paired:
+            return "sign flip"
+        return {"mean": "permutation", "share": "Fisher", "time": "log-rank"}[self.kind]
+
+    @property
+    def p(self) -> float | None:
+        if isinstance(self.found, Shares) and not self.paired:
+            return self.found.p
+        if isinstance(self.found, Passages):
+            return self.found.test.p if self.found.test else None
+        return self.permutation.p if self.permutation else None
+
+    @property
+    def varies(self) -> bool:
+        """Some arrangement of its values would have told the groups apart; else no test of it can find anything."""
+        if isinstance(self.found, Comparison):
+            a, b = self.found.a, self.found.b
+            return (a.low, a.high) != (b.low, b.high) or a.low != a.high
+        return isinstance(self.found, Passages) or 0 < sum(self.found.events) < sum(self.found.n)
 
     @property
     def stands(self) -> bool:
         """It is told from 0 after all adjustment."""
-        p = self.adjusted
-        if p is None and self.primary and self.permutation is not None:
-            p = self.permutation.p
+        p = self.p if self.primary and self.adjusted is None else self.adjusted
         return p is not None and p <= SIGNIFICANT
 
 
@@ -86,12 +143,22 @@ class Effects(NamedTuple):
     reduce: str
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
+def _number(value: float | None, digits: int = 4) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if 10**digits <= abs(value) < 1e15 else f"{value:.{digits}g}"
 
 
 def _within(interval: Interval | None) -> str:
-    return "" if interval is None else f"[{interval.low:.3g}, {interval.high:.3g}]"
+    return "" if interval is None else f"[{_number(interval.low, 3)}, {_number(interval.high, 3)}]"
+
+
+def _points(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def _points_within(interval: Interval | None) -> str:
+    return "" if interval is None else f"[{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
 def _p(value: float | None) -> str:
@@ -100,37 +167,141 @@ def _p(value: float | None) -> str:
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _cells(row: Row) -> list[str]:
-    one = row.independent
-    g = row.g
+class _Column(NamedTuple):
+    heading: str
+    cell: Callable[[Row], str]
+    spare: int = 0
+    """A terminal that is too narrow does without the highest first; 0: it never does."""
+
+
+def _of_means(rows: Sequence[Row], adjustment: str) -> list[_Column]:
+    paired = any(row.paired for row in rows)
+
+    def found(row: Row) -> Comparison:
+        assert isinstance(row.found, Comparison), "the table of means has means alone"
+        return row.found
+
     return [
-        f"{row.measure}{' (primary)' if row.primary else ''}",
-        f"{_number(one.a.mean)} ({one.a.n})",
-        f"{_number(one.b.mean)} ({one.b.n})",
-        _number(row.difference) + (f" ({row.paired.n})" if row.paired else ""),
-        _within(row.interval),
-        _number(None if g is None else g.value),
-        _within(None if g is None else g.interval),
-        _number(None if one.delta is None else one.delta.value),
-        _p(row.permutation.p if row.permutation else None),
-        _p(row.adjusted),
+        _Column("mean A (n)", lambda row: f"{_number(found(row).a.mean)} ({found(row).a.n})", 2),
+        _Column("mean B (n)", lambda row: f"{_number(found(row).b.mean)} ({found(row).b.n})", 2),
+        _Column("B − A (pairs)" if paired else "B − A", _difference),
+        _Column("95 % interval", lambda row: _within(row.interval)),
+        _Column("g (paired)" if paired else "Hedges g", lambda row: _number(row.g.value if row.g else None), 3),
+        _Column("95 % of g", lambda row: _within(row.g.interval if row.g else None), 5),
+        _Column("Cliff's δ", lambda row: _number(delta.value if (delta := found(row).delta) else None), 4),
+        *_of_tests(adjustment),
     ]
 
 
-def _headings(effects: Effects) -> list[str]:
-    paired = any(row.paired for row in effects.rows)
+def _difference(row: Row) -> str:
+    return _number(row.difference) + (f" ({row.paired.n})" if row.paired else "")
+
+
+def _of_shares(adjustment: str) -> list[_Column]:
+    def found(row: Row) -> Shares:
+        assert isinstance(row.found, Shares), "the table of shares has shares alone"
+        return row.found
+
+    def share(side: Literal[0, 1]) -> Callable[[Row], str]:
+        return lambda row: f"{_points(found(row).share(side))} % ({found(row).events[side]}/{found(row).n[side]})"
+
+    def reach(side: Literal[0, 1]) -> Callable[[Row], str]:
+        return lambda row: _points_within(found(row).intervals[side])
+
     return [
-        "measure",
-        "mean A (n)",
-        "mean B (n)",
-        "B − A (pairs)" if paired else "B − A",
-        "95 % interval",
-        "g (paired)" if paired else "Hedges g",
-        "95 % of g",
-        "Cliff's δ",
-        "p",
-        f"p ({effects.adjustment})",
+        _Column("A", share(0)),
+        _Column("95 % of A", reach(0), 4),
+        _Column("B", share(1)),
+        _Column("95 % of B", reach(1), 4),
+        _Column("B − A, points", lambda row: _points(row.difference), 2),
+        _Column("95 % interval", lambda row: _points_within(row.interval), 1),
+        *_of_tests(adjustment),
     ]
+
+
+def _of_times(adjustment: str) -> list[_Column]:
+    def found(row: Row) -> Passages:
+        assert isinstance(row.found, Passages), "the table of times has times alone"
+        return row.found
+
+    def had(side: Literal[0, 1]) -> Callable[[Row], str]:
+        return lambda row: f"{found(row).events[side]}/{found(row).n[side]}"
+
+    def median(side: Literal[0, 1]) -> Callable[[Row], str]:
+        return lambda row: _number(found(row).medians[side])
+
+    def mean(side: Literal[0, 1]) -> Callable[[Row], str]:
+        return lambda row: _number(one.value if (one := found(row).means[side]) else None)
+
+    def incidence(side: Literal[0, 1]) -> Callable[[Row], str]:
+        return lambda row: "–" if (one := found(row).incidence[side]) is None else f"{_points(one)} %"
+
+    return [
+        _Column("A", had(0)),
+        _Column("B", had(1)),
+        _Column("up to turn", lambda row: _number(found(row).horizon), 2),
+        _Column("incidence A", incidence(0), 5),
+        _Column("incidence B", incidence(1), 5),
+        _Column("median A", median(0), 4),
+        _Column("median B", median(1), 4),
+        _Column("mean A", mean(0), 3),
+        _Column("mean B", mean(1), 3),
+        _Column("B − A", lambda row: _number(row.difference)),
+        _Column("95 % interval", lambda row: _within(row.interval), 1),
+        *_of_tests(adjustment),
+    ]
+
+
+def _of_tests(adjustment: str) -> list[_Column]:
+    return [_Column("p", lambda row: _p(row.p)), _Column(f"p ({adjustment})", lambda row: _p(row.adjusted))]
+
+
+def _of_turns() -> list[_Column]:
+    def three(heading: str, name: str, spare: int) -> list[_Column]:
+        def cell(shown: Callable[[FixedEffect], str]) -> Callable[[Row], str]:
+            return lambda row: "–" if row.turns is None else shown(row.turns.effects[name])
+
+        return [
+            _Column(heading, cell(lambda found: _number(found.estimate)), spare),
+            _Column("95 %", cell(lambda found: _within(found.interval)), spare),
+            _Column("p (Wald)", cell(lambda found: _p(found.p)), spare),
+        ]
+
+    return [
+        *three("B − A, mid-way", "condition=b", 0),
+        *three("A, by turn", "turn", 3),
+        *three("B − A, by turn", "condition=b:turn", 1),
+        _Column("ICC", lambda row: "–" if row.turns is None else f"{row.turns.icc:.2f}", 2),
+        _Column("values", lambda row: "–" if row.turns is None else f"{row.turns.n:,}", 4),
+    ]
+
+
+class _Part(NamedTuple):
+    """A table of a contrast."""
+
+    heading: str
+    rows: list[Row]
+    columns: list[_Column]
+    tested: bool = True
+    """It has the p that a row stands by."""
+
+
+def _parts(effects: Effects, rows: Sequence[Row]) -> list[_Part]:
+    of: dict[Kind, list[Row]] = {"mean": [], "share": [], "time": []}
+    for row in rows:
+        of[row.kind].append(row)
+    modelled = [row for row in rows if row.turns is not None]
+    tables = [
+        _Part("measure", of["mean"], _of_means(of["mean"], effects.adjustment)),
+        _Part("share of conversations", of["share"], _of_shares(effects.adjustment)),
+        _Part("turns to", of["time"], _of_times(effects.adjustment)),
+        _Part("turn by turn (mixed model)", modelled, _of_turns(), tested=False),
+    ]
+    return [table for table in tables if table.rows]
+
+
+def _name(row: Row) -> str:
+    return f"{row.measure}{' (primary)' if row.primary else ''}"
 
 
 def _contrasts(effects: Effects) -> list[tuple[Contrast, list[Row]]]:
@@ -140,8 +311,18 @@ def _contrasts(effects: Effects) -> list[tuple[Contrast, list[Row]]]:
     return list(found.items())
 
 
-def _omnibus(rows: Sequence[Row]) -> list[tuple[str, Omnibus]]:
-    return list({row.measure: row.omnibus for row in rows if row.omnibus is not None}.items())
+def _omnibus(rows: Sequence[Row]) -> list[list[str]]:
+    """The tests of all groups as a table, headings first; without any it is empty."""
+    of = {row.measure: row.omnibus for row in rows if row.omnibus is not None}
+    if not of:
+        return []
+    headings = (("F", "p (permutation)"), ("H", "p (Kruskal-Wallis)"), ("χ²", "p (log-rank)"))
+    used = [place for place in range(len(headings)) if any(tested[place] for tested in of.values())]
+    table = [["all groups", *(heading for place in used for heading in headings[place])]]
+    for measure, tested in of.items():
+        pairs = [(one.statistic, one.p) if (one := tested[place]) else (None, None) for place in used]
+        table.append([measure, *(cell for statistic, p in pairs for cell in (_number(statistic), _p(p)))])
+    return table
 
 
 # The terminal
@@ -151,6 +332,7 @@ def print_effects(console: Console, effects: Effects) -> None:
     """Print a table for each contrast, then how the numbers were made."""
     for sentence in effects.groups:
         console.print(visible(sentence), soft_wrap=True)
+    without = 0
     for contrast, rows in _contrasts(effects):
         console.print()
         head = Text("A ", "dim").append(one_line(contrast.a, LABEL_CELLS), "bold")
@@ -158,37 +340,48 @@ def print_effects(console: Console, effects: Effects) -> None:
         if contrast.within is not None:
             head.append(f"   within {one_line(contrast.within, LABEL_CELLS)}", "dim")
         console.print(head, soft_wrap=True)
-        headings = _headings(effects)
-        shown = [place for place in range(len(headings)) if console.width >= WIDE or place not in SECOND]
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        for place in shown:
-            table.add_column(headings[place], justify="left" if place == 0 else "right", overflow="fold")
-        for row in rows:
-            cells = _cells(row)
-            table.add_row(*(visible(cells[place]) for place in shown), style="bold" if row.stands else "")
-        console.print(table)
-    omnibus = _omnibus(effects.rows)
-    if omnibus:
+        for place, part in enumerate(_parts(effects, rows)):
+            if place:
+                console.print()
+            shown, left_out = _fitting(part, console.width)
+            without = max(without, left_out)
+            table = Table(box=None, pad_edge=False, header_style="dim")
+            table.add_column(part.heading, overflow="fold")
+            for column in shown:
+                table.add_column(column.heading, justify="right", no_wrap=True, min_width=_cells_of(column, part.rows))
+            for row in part.rows:
+                numbers = (visible(column.cell(row)) for column in shown)
+                table.add_row(visible(_name(row)), *numbers, style="bold" if part.tested and row.stands else "")
+            console.print(table)
+    if omnibus := _omnibus(effects.rows):
         console.print()
         table = Table(box=None, pad_edge=False, header_style="dim")
-        for heading in ("all groups", "F", "p (permutation)", "H", "p (Kruskal-Wallis)"):
-            table.add_column(heading, justify="left" if heading == "all groups" else "right")
-        for measure, tested in omnibus:
-            table.add_row(visible(measure), *_omnibus_cells(tested))
+        for place, heading in enumerate(omnibus[0]):
+            table.add_column(heading, justify="right" if place else "left")
+        for cells in omnibus[1:]:
+            table.add_row(*map(visible, cells))
         console.print(table)
     console.print()
     for sentence in effects.method:
         console.print(visible(sentence), style="dim", soft_wrap=True)
+    if without:
+        told = "There is no room for all columns here; --html and --json have them."
+        console.print(told, style="dim", soft_wrap=True)
 
 
-def _omnibus_cells(tested: Omnibus) -> list[str]:
-    f, h = tested
-    return [
-        _number(f.statistic if f else None),
-        _p(f.p if f else None),
-        _number(h.statistic if h else None),
-        _p(h.p if h else None),
-    ]
+def _cells_of(column: _Column, rows: Iterable[Row]) -> int:
+    return max(cell_len(text) for text in (column.heading, *(column.cell(row) for row in rows)))
+
+
+def _fitting(part: _Part, width: int) -> tuple[list[_Column], int]:
+    """The columns that there is room for, and how many others there are."""
+    room = width - max(cell_len(text) for text in (part.heading, *map(_name, part.rows)))
+    shown = list(part.columns)
+    while (most := max(column.spare for column in shown)) and (
+        sum(_cells_of(column, part.rows) + GAP for column in shown) > room
+    ):
+        shown = [column for column in shown if column.spare != most]
+    return shown, len(part.columns) - len(shown)
 
 
 # A page
@@ -201,24 +394,14 @@ def render_html(effects: Effects) -> str:
     for contrast, rows in _contrasts(effects):
         within = "" if contrast.within is None else f" <small>within {_text(contrast.within)}</small>"
         parts.append(f"<h2><small>A</small> {_text(contrast.a)} <small>B</small> {_text(contrast.b)}{within}</h2>")
-        head = "".join(f'<th scope="col">{_text(heading)}</th>' for heading in _headings(effects))
-        parts.append(f'<div class="wide"><table><thead><tr>{head}<th scope="col">g</th></tr></thead><tbody>')
-        reach = max((abs(edge) for row in rows for edge in _span(row)), default=0.0) or 1.0
-        for row in rows:
-            name, *numbers = _cells(row)
-            cells = "".join(f"<td>{_text(cell)}</td>" for cell in numbers)
-            stands = ' class="stands"' if row.stands else ""
-            parts.append(f'<tr{stands}><th scope="row">{_text(name)}</th>{cells}<td>{_forest(row, reach)}</td></tr>')
-        parts.append("</tbody></table></div>")
+        parts += [_table(part) for part in _parts(effects, rows)]
     if omnibus := _omnibus(effects.rows):
-        parts.append(
-            "<h2>All groups</h2><table><thead><tr><th>measure</th><th>F</th><th>p (permutation)</th>"
-            "<th>H</th><th>p (Kruskal-Wallis)</th></tr></thead><tbody>"
-        )
-        for measure, tested in omnibus:
-            cells = "".join(f"<td>{_text(cell)}</td>" for cell in _omnibus_cells(tested))
-            parts.append(f'<tr><th scope="row">{_text(measure)}</th>{cells}</tr>')
-        parts.append("</tbody></table>")
+        head = "".join(f'<th scope="col">{_text(heading)}</th>' for heading in omnibus[0])
+        parts.append(f'<h2>All groups</h2><div class="wide"><table><thead><tr>{head}</tr></thead><tbody>')
+        for measure, *cells in omnibus[1:]:
+            line = "".join(f"<td>{_text(cell)}</td>" for cell in cells)
+            parts.append(f'<tr><th scope="row">{_text(measure)}</th>{line}</tr>')
+        parts.append("</tbody></table></div>")
     parts += ['<section class="method">', *(f"<p>{_text(sentence)}</p>" for sentence in effects.method), "</section>"]
     body = "\n".join(parts)
     return (
@@ -227,6 +410,20 @@ def render_html(effects: Effects) -> str:
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
         f"<title>{_text(effects.title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
+
+
+def _table(part: _Part) -> str:
+    forest = any(row.g for row in part.rows) and part.heading == "measure"
+    head = "".join(f'<th scope="col">{_text(text)}</th>' for text in (part.heading, *(c.heading for c in part.columns)))
+    reach = max((abs(edge) for row in part.rows for edge in _span(row)), default=0.0) or 1.0
+    last = '<th scope="col">g</th>' if forest else ""
+    found = [f'<div class="wide"><table><thead><tr>{head}{last}</tr></thead><tbody>']
+    for row in part.rows:
+        cells = "".join(f"<td>{_text(column.cell(row))}</td>" for column in part.columns)
+        drawn = f"<td>{_forest(row, reach)}</td>" if forest else ""
+        stands = ' class="stands"' if part.tested and row.stands else ""
+        found.append(f'<tr{stands}><th scope="row">{_text(_name(row))}</th>{cells}{drawn}</tr>')
+    return "".join(found) + "</tbody></table></div>"
 
 
 def _span(row: Row) -> tuple[float, ...]:
@@ -266,7 +463,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
   margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.3rem; } h2 { font-size: 1.05rem; margin-top: 1.6rem; overflow-wrap: anywhere; }
 small, .method { color: var(--soft); } .method { margin-top: 1.6rem; font-size: .9rem; }
-p { overflow-wrap: anywhere; margin: .3rem 0; } .wide { overflow-x: auto; }
+p { overflow-wrap: anywhere; margin: .3rem 0; } .wide { overflow-x: auto; margin-bottom: 1rem; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 td, th { border-bottom: 1px solid var(--line); padding: .25rem .5rem; text-align: right; white-space: nowrap; }
 thead th { color: var(--soft); font-weight: normal; } tbody th, thead th:first-child { text-align: left; }
@@ -286,35 +483,72 @@ def as_rows(effects: Effects) -> list[dict[str, Any]]:
 
 
 def _plain(row: Row, effects: Effects, family: int) -> dict[str, Any]:
-    one, tested = row.independent, row.permutation
-    found: dict[str, Any] = {**row.contrast._asdict(), "measure": row.measure}
-    for mark, side in (("a", one.a), ("b", one.b)):
-        found |= {
-            f"n_{mark}": side.n,
-            f"missing_{mark}": side.missing,
-            f"mean_{mark}": side.mean,
-            f"sd_{mark}": side.sd,
-            f"median_{mark}": side.median,
-        }
+    tested = row.permutation
+    found: dict[str, Any] = {**row.contrast._asdict(), "measure": row.measure, "kind": row.kind}
+    for place, mark in ((0, "a"), (1, "b")):
+        values, interval = _side(row, place)
+        found |= {f"{name}_{mark}": value for name, value in values.items()} | _edges(f"mean_{mark}", interval)
     found |= {"pairs": row.paired.n if row.paired else None, "difference": row.difference}
     found |= _edges("difference", row.interval)
-    for name, effect in (("g", row.g), ("cliffs_delta", one.delta)):
+    delta = row.found.delta if isinstance(row.found, Comparison) else None
+    for name, effect in (("g", row.g), ("cliffs_delta", delta)):
         found |= {name: None if effect is None else effect.value}
         found |= _edges(name, None if effect is None else effect.interval)
+    welch = row.found.welch if isinstance(row.found, Comparison) else None
+    f, h, logrank = row.omnibus or (None, None, None)
+    of_all = f or logrank or h
     found |= {
-        "p": tested.p if tested else None,
-        "p_exact": tested.exact if tested else None,
+        "horizon": row.found.horizon if isinstance(row.found, Passages) else None,
+        "test": row.test,
+        "p": row.p,
+        "p_exact": row.test == "Fisher" if row.kind != "mean" and not row.paired else tested.exact if tested else None,
         "arrangements": tested.arrangements if tested else None,
-        "p_welch": one.welch.p if one.welch else None,
+        "p_welch": welch.p if welch else None,
         "p_adjusted": row.adjusted,
         "adjustment": effects.adjustment,
         "family": family,
         "primary": row.primary,
-        "p_all_groups": row.omnibus.f.p if row.omnibus and row.omnibus.f else None,
+        "p_all_groups": of_all.p if of_all else None,
         "reduce": effects.reduce,
         "seed": effects.seed,
+        "mixed_model": _model(row.turns),
     }
     return found
+
+
+def _side(row: Row, place: int) -> tuple[dict[str, Any], Interval | None]:
+    """What one group shows, with the interval of its mean or share; every kind of row has the same keys."""
+    found: dict[str, Any] = {"n": row.n[place], "missing": row.missing[place]}
+    mean: float | None = None
+    sd = median = interval = events = otherwise = incidence = None
+    if isinstance(row.found, Comparison):
+        summary = row.found.b if place else row.found.a
+        mean, sd, median, interval = summary.mean, summary.sd, summary.median, summary.interval
+    elif isinstance(row.found, Shares):
+        events, interval = row.found.events[place], row.found.intervals[place]
+        mean = events / found["n"] if found["n"] else None
+    else:
+        events, otherwise, median = row.found.events[place], row.found.otherwise[place], row.found.medians[place]
+        incidence = row.found.incidence[place]
+        if (restricted := row.found.means[place]) is not None:
+            mean = restricted.value
+    found |= {"mean": mean, "sd": sd, "median": median}
+    return found | {"events": events, "ended_otherwise": otherwise, "incidence": incidence}, interval
+
+
+def _model(model: MixedModel | None) -> dict[str, Any] | None:
+    if model is None:
+        return None
+    return {
+        "n": model.n,
+        "conversations": model.conversations,
+        "icc": model.icc,
+        "converged": model.converged,
+        "effects": {
+            name: {"estimate": one.estimate, "low": one.interval.low, "high": one.interval.high, "p": one.p}
+            for name, one in model.effects.items()
+        },
+    }
 
 
 def _edges(name: str, interval: Interval | None) -> dict[str, float | None]:

@@ -175,14 +175,12 @@ class GoogleProvider:
         )
 
     async def embed(self, model: str, texts: Sequence[str]) -> Embedded:
-        """See `base.Embeds`. The API says nothing of tokens."""
+        """See `base.Embeds`. The API reports no tokens, and some of its models cut what is too long for them."""
         opened: list[httpx2.Response] = []
         _opened.set(opened)
         with self._translating(opened):
             found = await self._client.aio.models.embed_content(
-                model=model,
-                contents=[types.Content(parts=[types.Part(text=text)]) for text in texts],
-                config=types.EmbedContentConfig(task_type="SEMANTIC_SIMILARITY"),
+                model=model, contents=[types.Content(parts=[types.Part(text=text)]) for text in texts]
             )
             return Embedded([each.values or [] for each in found.embeddings or ()])
 

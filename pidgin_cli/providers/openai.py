@@ -183,7 +183,7 @@ class OpenAIProvider:
             # Not every server knows base64, which the SDK would ask for.
             found = await self._client.embeddings.create(model=model, input=list(texts), encoding_format="float")
             in_order = sorted(found.data, key=lambda each: each.index)
-            return Embedded([each.embedding for each in in_order], found.usage.prompt_tokens if found.usage else None)
+            return Embedded([each.embedding for each in in_order], getattr(found.usage, "prompt_tokens", None))
 
     async def served_models(self) -> list[str]:
         """Names of the models that the server has."""

@@ -166,6 +166,8 @@ class RetryPolicy:
         self._sleep = sleep
         self.attempt = 1
         """The attempt under way."""
+        self.on_unanswered: Callable[[ProviderError], Awaitable[None]] | None = None
+        """Is told of an attempt that brought nothing at all, before the next one is made."""
 
     async def wait(self, error: ProviderError, request: ModelRequest) -> None:
         """Return when the request may be tried again; raise the error when it may not."""
@@ -231,6 +233,8 @@ class Retrying:
                 if handed_out:
                     raise
                 await self._policy.wait(error, request)
+                if self._policy.on_unanswered is not None:
+                    await self._policy.on_unanswered(error)
             finally:
                 await _close(stream)
             request = replace(request, attempt=request.attempt + 1)

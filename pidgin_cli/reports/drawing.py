@@ -5,7 +5,7 @@ right on a light and on a dark page. As a file of its own it is dark on white.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import altair as alt
@@ -54,9 +54,16 @@ _CONFIG: dict[str, Any] = {
 }
 
 
-def colour(field: str, title: str, values: Sequence[str]) -> alt.Color:
-    """Colour by a field; without a legend where there is only one value."""
-    legend = None if len(values) < 2 else alt.Legend(title=title, symbolLimit=60)
+def colour(field: str, title: str, values: Sequence[str], counts: Mapping[str, int] | None = None) -> alt.Color:
+    """Colour by a field; without a legend where there is only one value.
+
+    Args:
+        counts: how many there are of each, to be told in the legend.
+    """
+    # Names go into the expression as string literals of JSON, which nothing in them can end.
+    named = {value: f"{value} (n = {counts[value]})" for value in values if value in counts} if counts else {}
+    label = f"{msgspec.json.encode(named).decode()}[datum.label]" if named else alt.Undefined
+    legend = None if len(values) < 2 else alt.Legend(title=title, symbolLimit=60, labelExpr=label)
     return alt.Color(field, type="nominal", title=title, sort=list(values), legend=legend)
 
 
@@ -67,7 +74,24 @@ def svg(chart: alt.TopLevelMixin, tables: Mapping[str, Rows]) -> str:
     # Handed over behind Altair's back, which would look at every number of them.
     spec["datasets"] = {name: list(rows) for name, rows in tables.items()}
     spec["usermeta"] = {"embedOptions": {}}
-    return str(vl_convert.vegalite_to_svg(msgspec.json.encode(spec).decode(), allowed_base_urls=[]))
+    drawn = str(vl_convert.vegalite_to_svg(msgspec.json.encode(spec).decode(), allowed_base_urls=[]))
+    # The library counts ids over the life of the process; the same chart is to be the same drawing.
+    own = {
+        name: f"id{place}"
+        for place, name in enumerate(dict.fromkeys(m["own"] for m in _ID.finditer(drawn) if m["own"]))
+    }
+    return _with_ids(drawn, lambda name: own.get(name, name))
+
+
+def _with_ids(drawn: str, called: Callable[[str], str]) -> str:
+    """The drawing with other ids."""
+
+    def renamed(found: re.Match[str]) -> str:
+        if found["own"] is not None:
+            return f'id="{called(found["own"])}"'
+        return f"url(#{called(found['url'])})" if found["url"] is not None else f'href="#{called(found["href"])}"'
+
+    return _ID.sub(renamed, drawn)
 
 
 _OPENING = re.compile(r"<svg\b[^>]*>")
@@ -90,17 +114,11 @@ def for_page(drawn: str, name: str, description: str) -> str:
     assert box is not None, "a drawing has a box"
     width = box[1].split()[2]
     label = description.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;").replace(">", "&gt;")
-
-    def renamed(found: re.Match[str]) -> str:
-        if found["own"] is not None:
-            return f'id="{name}-{found["own"]}"'
-        return f"url(#{name}-{found['url']})" if found["url"] is not None else f'href="#{name}-{found["href"]}"'
-
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{label}" viewBox="{box[1]}" '
-        f'width="{width}" style="max-width:100%;height:auto" stroke-miterlimit="10">'
+        f'width="{width}" style="max-width:100%;min-width:min({width}px,30rem);height:auto" stroke-miterlimit="10">'
     )
-    return head + _ID.sub(renamed, drawn[opening.end() :])
+    return head + _with_ids(drawn[opening.end() :], lambda own: f"{name}-{own}")
 
 
 def png(drawn: str) -> bytes:

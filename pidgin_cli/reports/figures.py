@@ -15,14 +15,22 @@ import altair as alt
 import numpy as np
 from numpy.typing import NDArray
 
-from pidgin_cli.metrics.statistics import bootstrap, kaplan_meier, wilson
+from pidgin_cli.metrics.statistics import (
+    bootstrap,
+    cumulative_incidence,
+    kaplan_meier,
+    logrank,
+    restricted_mean,
+    wilson,
+)
 from pidgin_cli.metrics.tokens import TOKENIZER_VERSION
 from pidgin_cli.metrics.words import STOP_WORDS_VERSION, stop_words, word_table
 
 from . import drawing
 from .study import NO_ARM, Study, Talk
+from .transcript import money
 
-__all__ = ["FIGURES", "Figure", "as_csv", "draw"]
+__all__ = ["FIGURES", "Figure", "as_csv", "draw", "undrawn"]
 
 SHOWN_WORDS = 20
 DRAWN_LINES = 60
@@ -41,6 +49,8 @@ DRAWS = 2_000
 SEED = 20260101
 """Of all resampling here, so that a report says the same when it is made again."""
 WIDTH = 640
+LOWEST_INDEX = -1.0
+"""Of the corrected convergence in the drawing."""
 _TURN_AXIS = alt.Axis(tickMinStep=1, format="d")
 
 Table = tuple[tuple[str, ...], list[tuple[Any, ...]]]
@@ -89,8 +99,13 @@ def draw(study: Study, name: str) -> Figure:
     try:
         found = make(study)
     except _Absent as why:
-        return Figure(name, title, "", (), [], None, str(why))
+        return undrawn(name, str(why))
     return Figure(name, title, found.caption, found.columns, found.rows, drawing.svg(found.chart, found.data), None)
+
+
+def undrawn(name: str, why: str) -> Figure:
+    """One of `FIGURES` that is not there."""
+    return Figure(name, FIGURES[name][0], "", (), [], None, why)
 
 
 def _dicts(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:
@@ -108,6 +123,11 @@ def _need(talks: Sequence[Talk]) -> Sequence[Talk]:
     if not talks:
         raise _Absent("no conversation has a message that counts")
     return talks
+
+
+def _counts(talks: Iterable[Talk]) -> Counter[str]:
+    """Conversations of each arm."""
+    return Counter(talk.arm for talk in talks)
 
 
 # Words
@@ -192,7 +212,7 @@ def _lengths(study: Study) -> _Drawn:
     y = alt.Y("tokens", type="quantitative", scale=alt.Scale(type="symlog"), title="words per message")
     agents = sorted({row["agent"] for row in thick})
     dash = alt.StrokeDash("agent", type="nominal", title="agent", legend=None if len(agents) < 2 else alt.Legend())
-    by_arm = drawing.colour("arm", "arm", study.arms)
+    by_arm = drawing.colour("arm", "arm", study.arms, _counts(talks))
     point = len({row["turn"] for row in thick}) == 1
     chart = alt.layer(
         alt.Chart(alt.NamedData(name="thin"))
@@ -203,9 +223,9 @@ def _lengths(study: Study) -> _Drawn:
         .encode(x=x, y=y, color=by_arm, strokeDash=dash),
     ).properties(width=WIDTH, height=300)
     caption = (
-        f"n = {len(talks)} conversations that are not invalid. Thick: mean by arm and agent over those still running at "
-        f"that turn; thin: conversations{_some(talks, DRAWN_LINES)}. A message at 0 is empty or holds no word, such as "
-        "emoji alone."
+        f"n = {len(talks)} conversations that are not invalid. Thick: mean by arm and agent over those still running "
+        f"at that turn; thin: conversations{_some(talks, DRAWN_LINES)}. A message at 0 is empty or holds no word, such "
+        "as emoji alone."
     )
     return _Drawn(caption, columns, rows, chart, {"thin": thin, "thick": thick})
 
@@ -253,7 +273,7 @@ def _vocabulary(study: Study) -> _Drawn:
             x=alt.X("tokens", type="quantitative", scale=log, title="words so far"),
             y=alt.Y("types", type="quantitative", scale=log, title="different words so far"),
             detail="conversation_id:N",
-            color=drawing.colour("arm", "arm", study.arms),
+            color=drawing.colour("arm", "arm", study.arms, _counts(talks)),
         )
         .properties(width=WIDTH, height=320)
     )
@@ -305,14 +325,27 @@ def _convergence(study: Study) -> _Drawn:
     ]
     x = _turns(row[1] for row in rows)
     title = "convergence beyond chance" if corrected else "convergence (live score, not corrected for chance)"
-    by_arm = drawing.colour("arm", "arm", study.arms)
+    by_arm = drawing.colour("arm", "arm", study.arms, _counts(talks))
+    # One message that is by chance a near copy of a stranger's sends the corrected index far below -1.
+    points = [value for each in values.values() for own in each.values() for value in own.values()]
+    cut = sum(value < LOWEST_INDEX for value in points)
+    scale = alt.Scale(domain=[max(LOWEST_INDEX, min([0.0, *points])), max([1.0, *points])] if corrected else [0, 1])
     means = alt.Chart(alt.NamedData(name="means"))
     layers = [
         alt.Chart(alt.NamedData(name="thin"))
-        .mark_line(strokeWidth=0.7, opacity=0.3)
-        .encode(x=x, y=alt.Y("value", type="quantitative", title=title), detail="conversation_id:N", color=by_arm),
-        means.mark_area(opacity=0.22).encode(x=x, y=alt.Y("ci_low", type="quantitative"), y2="ci_high", color=by_arm),
-        means.mark_line(strokeWidth=2.5, point=True).encode(x=x, y=alt.Y("mean", type="quantitative"), color=by_arm),
+        .mark_line(strokeWidth=0.7, opacity=0.3, clip=True)
+        .encode(
+            x=x,
+            y=alt.Y("value", type="quantitative", title=title, scale=scale),
+            detail="conversation_id:N",
+            color=by_arm,
+        ),
+        means.mark_area(opacity=0.22, clip=True).encode(
+            x=x, y=alt.Y("ci_low", type="quantitative"), y2="ci_high", color=by_arm
+        ),
+        means.mark_line(strokeWidth=2.5, point=True, clip=True).encode(
+            x=x, y=alt.Y("mean", type="quantitative"), color=by_arm
+        ),
     ]
     if corrected:
         layers.append(
@@ -323,7 +356,13 @@ def _convergence(study: Study) -> _Drawn:
         means.mark_text(fontSize=10)
         .encode(
             x=_turns((row[1] for row in rows), axis=None),
-            y=alt.Y("arm", type="nominal", sort=study.arms, title="n"),
+            y=alt.Y(
+                "arm",
+                type="nominal",
+                sort=study.arms,
+                title="n",
+                axis=alt.Axis(domain=False, ticks=False, labelPadding=14),
+            ),
             text="n:Q",
             color=by_arm,
         )
@@ -339,6 +378,8 @@ def _convergence(study: Study) -> _Drawn:
         else "Longer messages and a common topic alone raise this score; the corrected one needs at least five "
         "conversations and their metrics."
     )
+    if corrected and cut:
+        caption += f" {cut} of {len(points)} values below {LOWEST_INDEX:g} are cut off; the CSV has all means."
     data = {"means": _dicts(columns, rows), "thin": thin, "zero": [{"zero": 0}]}
     return _Drawn(caption, columns, rows, alt.vconcat(curves, running), data)
 
@@ -411,7 +452,7 @@ def _recurrence(study: Study) -> _Drawn:
         f"Conversation {talk.id}, the most repetitive of the {len(looked_at)} looked at"
         + (f", its first {LONGEST_PLOT} messages" if len(talk.messages) > LONGEST_PLOT else "")
         + ". Each cell: how many word trigrams two messages share (below six words: words). A loop shows as lines "
-        "beside the diagonal; their distance is its period. Cells below 0.02 are left white."
+        "beside the diagonal; their distance is its period. Cells below 0.02 are left blank."
     )
     return _Drawn(caption, columns, rows, chart, {"pairs": data})
 
@@ -430,7 +471,9 @@ def _similarity(study: Study) -> _Drawn:
         vectors[row, [places[word] for word in bag]] = list(bag.values())
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     cosines = np.minimum(1.0, vectors @ vectors.T)
-    order = sorted(range(len(kept)), key=lambda place: (study.arms.index(kept[place][0].arm), place))
+    order = sorted(
+        range(len(kept)), key=lambda place: (study.arms.index(kept[place][0].arm), _outcome(kept[place][0]), place)
+    )
     columns = ("conversation_id", "arm", "other_conversation_id", "other_arm", "cosine")
     rows = [
         (kept[i][0].id, kept[i][0].arm, kept[j][0].id, kept[j][0].arm, round(float(cosines[i, j]), 6))
@@ -457,11 +500,14 @@ def _similarity(study: Study) -> _Drawn:
     )
     within = [row[4] for row in rows if row[1] == row[3]]
     between = [row[4] for row in rows if row[1] != row[3]]
+    arms = _counts(talk for talk, _ in kept)
+    by_arm = ", ".join(f"{arm} ({arms[arm]})" for arm in study.arms if arm in arms)
     means = f"Mean within an arm {fmean(within):.2f}" if within else ""
     means += f", between arms {fmean(between):.2f}" if between and within else ""
     caption = (
         f"{study.basis}. Cosine of word counts over the last third of the messages, all words counted, ordered by arm"
-        f"{_some(kept, DRAWN_CELLS)}. {means + '. ' if means else ''}Conversations about one topic share words anyway."
+        f" and by the state at the end{_some(kept, DRAWN_CELLS)}. From the top: {by_arm}. "
+        f"{means + '. ' if means else ''}Conversations about one topic share words anyway."
     )
     return _Drawn(caption, columns, rows, chart, {"pairs": data})
 
@@ -533,6 +579,11 @@ def _last_state(talk: Talk) -> str:
     return str([state for state in talk.metric("state") if state is not None][-1]).replace("_", " ")
 
 
+def _outcome(talk: Talk) -> str:
+    """The state of the last message, or how it ended where no states are known."""
+    return _last_state(talk) if any(state is not None for state in talk.metric("state")) else _ending(talk)
+
+
 def _end_states(study: Study) -> _Drawn:
     return _shares(study, "state", _last_state, _states(study), "by the state of their last message")
 
@@ -548,7 +599,7 @@ def _first_passage(talk: Talk) -> tuple[int, bool]:
 
 
 def _raster(study: Study) -> _Drawn:
-    talks = sorted(_states(study), key=lambda talk: (*_sort_key(talk), talk.id))
+    talks = sorted(_states(study), key=lambda talk: (*_sort_key(talk), len(talk.id), talk.id))
     columns = ("conversation_id", "arm", "message_index", "turn", "state", "end")
     rows: list[tuple[Any, ...]] = []
     runs: list[dict[str, Any]] = []
@@ -601,17 +652,29 @@ def _sort_key(talk: Talk) -> tuple[int, int]:
     return (0, turn) if entered else (1, -turn)
 
 
+_CENSORING = (None, "unknown", "turn_limit")
+"""Ends that say nothing about the conversation; after any other there was nothing more to come."""
+
+
 def _survival(study: Study) -> _Drawn:
     talks = _states(study)
     columns = ("arm", "turn", "at_risk", "entered", "censored", "without_state", "ci_low", "ci_high")
     rows: list[tuple[Any, ...]] = []
     entered = 0
+    groups: list[tuple[list[int], list[bool]]] = []
+    horizon = min(max(_first_passage(talk)[0] for talk in talks if talk.arm == arm) for arm in _counts(talks))
+    until: list[str] = []
+    early = [talk for talk in talks if not _first_passage(talk)[1] and talk.row["end_reason"] not in _CENSORING]
     for arm in study.arms:
         passages = [_first_passage(talk) for talk in talks if talk.arm == arm]
         if not passages:
             continue
         entered += sum(had for _, had in passages)
-        curve = kaplan_meier([turn for turn, _ in passages], [had for _, had in passages])
+        times, had_it = [turn for turn, _ in passages], [had for _, had in passages]
+        groups.append((times, had_it))
+        curve = kaplan_meier(times, had_it)
+        if (mean := restricted_mean(curve, horizon)) is not None:
+            until.append(f"{arm} {mean.value:.1f} ± {mean.se:.1f}")
         rows.append((arm, 0, len(passages), 0, 0, 1.0, None, None))
         for place, time in enumerate(curve.times):
             band = curve.intervals[place]
@@ -620,7 +683,7 @@ def _survival(study: Study) -> _Drawn:
     data = _dicts(columns, rows)
     x = _turns(row[1] for row in rows)
     y = alt.Y("without_state", type="quantitative", scale=alt.Scale(domain=[0, 1]), title="still in the normal state")
-    by_arm = drawing.colour("arm", "arm", study.arms)
+    by_arm = drawing.colour("arm", "arm", study.arms, _counts(talks))
     base = alt.Chart(alt.NamedData(name="curve"))
     chart = alt.layer(
         base.mark_area(opacity=0.15, interpolate="step-after").encode(
@@ -636,7 +699,28 @@ def _survival(study: Study) -> _Drawn:
         "normal state. Event: the first message in any other state. Ticks: conversations that ended without one, for "
         "whatever reason, counted as censored. Bands: 95 %, log(-log)."
     )
+    if until:
+        caption += f" Mean turns without one, up to turn {horizon} (± its standard error): {', '.join(until)}."
+    if (test := logrank(*groups)) is not None:
+        caption += f" Log-rank test of the arms: p = {test.p:.2g}."
+    if early:
+        caption += f" {_competing(talks, early)}"
     return _Drawn(caption, columns, rows, chart, {"curve": data})
+
+
+def _competing(talks: Sequence[Talk], early: Sequence[Talk]) -> str:
+    """What the curve hides where conversations ended before they could enter a state."""
+    causes = [
+        "state" if entered else "end" if talk in early else None
+        for talk in talks
+        for _, entered in [_first_passage(talk)]
+    ]
+    found = cumulative_incidence([_first_passage(talk)[0] for talk in talks], causes)
+    share = found["state"].incidence[-1] if "state" in found else 0.0
+    return (
+        f"{len(early)} ended before the turn limit without one. Counted as such instead of as censored, {share:.0%} of "
+        "all entered a state (cumulative incidence, all arms together)."
+    )
 
 
 # Time and money
@@ -708,8 +792,8 @@ def _cost(study: Study) -> _Drawn:
     )
     costs = [row["cost_usd"] for row in known]
     caption = (
-        f"In all ${sum(costs):,.4f} for {len(costs)} conversations, invalid ones included; "
-        f"median ${median(costs):,.4f}."
+        f"In all {money(sum(costs))} for {len(costs)} conversations, invalid ones included; "
+        f"median {money(median(costs))}."
     )
     if len(known) < len(rows):
         caption += f" Of {len(rows) - len(known)} the price is not known."

@@ -37,7 +37,7 @@ con = duckdb.connect("../experiments.duckdb", read_only=True)""",
 
 
 def show(sql, *values):
-    con.sql(sql, params=[EXPERIMENT, *values]).show(max_width=160)""",
+    con.sql(sql, params=[EXPERIMENT, *values]).show(max_width=200)""",
     ),
     ("markdown", "## What happened\n\nThe conversation is the unit of everything below, not the message."),
     (
@@ -99,6 +99,7 @@ for name in np.unique(lengths["conversation_id"]):
 means = [characters[turns == turn].mean() for turn in np.unique(turns)]
 ax.plot(np.unique(turns), means, color="tab:blue", linewidth=2.5, marker="o", markersize=3)
 ax.set(xlabel="turn", ylabel="characters per message", ylim=(0, None))
+ax.locator_params(axis="x", integer=True)
 plt.show()""",
     ),
     (
@@ -117,7 +118,8 @@ words = """
         SELECT conversation_id, word, sum(uses)::BIGINT AS uses FROM word_uses SEMI JOIN talks USING (conversation_id)
         WHERE kind = ? AND NOT list_contains(?, word) GROUP BY ALL
     ), often AS (SELECT word FROM used GROUP BY word ORDER BY sum(uses) DESC, word LIMIT 20)
-    SELECT word, avg(coalesce(uses, 0)) AS mean, 100 * count(uses) / count(*) AS percent_of_transcripts,
+    SELECT word, round(avg(coalesce(uses, 0)), 2) AS mean,
+           round(100 * count(uses) / count(*), 1) AS percent_of_transcripts,
            median(coalesce(uses, 0)) AS median, max(uses) AS max
     FROM talks CROSS JOIN often LEFT JOIN used USING (conversation_id, word)
     GROUP BY word ORDER BY mean DESC, word
@@ -135,7 +137,8 @@ show(words, "word", sorted(stop_words()))''',
         '''MEASURES = ["messages", "message_chars", "final_convergence", "mattr_50"]
 MEASURES += ["novelty_4gram", "copied_span_share", "emoji_count"]
 show("""
-    SELECT arm, measure, n, mean, sd, median, ci_low, ci_high, left_out FROM arm_statistics
+    SELECT measure, arm, n, round(mean, 3) AS mean, round(sd, 3) AS sd, round(median, 3) AS median,
+           round(ci_low, 3) AS ci_low, round(ci_high, 3) AS ci_high, left_out FROM arm_statistics
     WHERE experiment_id = ? AND n > 0 AND list_contains(?, measure) ORDER BY measure, arm
 """, MEASURES)''',
     ),
@@ -156,7 +159,63 @@ for arm in np.unique(trend["arm"]):
 if len(trend["arm"]):
     ax.legend()
 ax.set(xlabel="turn", ylabel="convergence", ylim=(0, 1))
+ax.locator_params(axis="x", integer=True)
 plt.show()''',
+    ),
+    (
+        "markdown",
+        "## How long until an attractor state\n\nKaplan-Meier: the first message in a state other than `normal`. "
+        "Conversations without one are censored at\ntheir last turn, not left out.",
+    ),
+    (
+        "code",
+        '''passages = ask("""
+    SELECT c.arm, min(turn_number) FILTER (state <> 'normal') AS entered, max(turn_number) AS last
+    FROM messages JOIN conversations c USING (conversation_id)
+    JOIN message_metrics USING (conversation_id, message_index)
+    WHERE c.experiment_id = ? AND NOT coalesce(c.invalid, false) AND state IS NOT NULL
+    GROUP BY c.arm, conversation_id ORDER BY c.arm
+""")
+had = np.array([turn is not None for turn in passages["entered"]], dtype=bool)
+times = np.where(had, passages["entered"], passages["last"])''',
+    ),
+    (
+        "code",
+        """from pidgin_cli.metrics.statistics import kaplan_meier, logrank
+
+groups = [(times[passages["arm"] == arm], had[passages["arm"] == arm]) for arm in np.unique(passages["arm"])]
+fig, ax = plt.subplots(figsize=(8, 4))
+for arm, group in zip(np.unique(passages["arm"]), groups):
+    curve = kaplan_meier(*group)
+    label = f"{{arm or 'all'}} (n = {{len(group[0])}})".replace("$", r"\\$")
+    ax.step([0, *curve.times], [1, *curve.survival], where="post", label=label)
+if groups:
+    ax.legend()
+ax.set(xlabel="turn", ylabel="still in the normal state", ylim=(0, 1.02))
+plt.show()
+logrank(*groups)""",
+    ),
+    (
+        "markdown",
+        "## Two arms against each other\n\nOne value per conversation. `difference` is the second less the first, "
+        "with a 95 % bootstrap interval; `g` is\nHedges' g. Many measures at once need a correction: `pidgin compare` "
+        "has it.",
+    ),
+    (
+        "code",
+        '''from pidgin_cli.metrics.statistics import compare_groups
+
+sizes = ask("""
+    SELECT c.arm, avg(length(content)) AS characters FROM messages JOIN conversations c USING (conversation_id)
+    WHERE c.experiment_id = ? AND NOT coalesce(c.invalid, false) GROUP BY c.arm, conversation_id ORDER BY ALL
+""")
+arms = np.unique(sizes["arm"])
+if len(arms) > 1:
+    found = compare_groups(*(sizes["characters"][sizes["arm"] == arm] for arm in arms[:2]), seed=1)
+    print(f"{{arms[1]}} less {{arms[0]}}: {{found.difference:.1f}} characters per message")
+    print(found.interval, found.g, found.permutation, sep="\\n")
+else:
+    print("there is one arm only")''',
     ),
     (
         "markdown",

@@ -112,7 +112,7 @@ def _told(manifest: Manifest, conversation_id: str) -> str:
     entry = manifest.conversations.get(conversation_id)
     if entry is None:
         return ""
-    parts = [entry.arm, entry.status.value, f"{entry.messages} messages"]
+    parts = [entry.arm, entry.status.value, f"{entry.messages:,} message{'' if entry.messages == 1 else 's'}"]
     if entry.end_reason is not None:
         parts.append(entry.end_reason.value.replace("_", " "))
     return " · ".join(part for part in parts if part)
@@ -128,6 +128,7 @@ def _figure(figure: Figure) -> dict[str, Any]:
     texts = {place for place in range(len(figure.columns)) if any(isinstance(row[place], str) for row in rows)}
     data = base64.b64encode(as_csv(figure)).decode()
     return figure._asdict() | {
+        "columns": [column.replace("_", " ") for column in figure.columns],
         "drawing": drawing,
         "rows": [[_cell(value) for value in row] for row in rows],
         "count": len(figure.rows),

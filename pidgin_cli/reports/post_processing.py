@@ -11,25 +11,25 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from pidgin_cli.core.errors import LogError, PidginError, SpecError, StoreError
 from pidgin_cli.core.events import Event, PostProcessingCompleteEvent, PostProcessingStartEvent
-from pidgin_cli.database.store import EventStore
 from pidgin_cli.eventlog.folder import ExperimentFolder, OutputRoot
 from pidgin_cli.eventlog.log import EventLog, Syncer, read_record
 from pidgin_cli.eventlog.manifest import UNFINISHED, Manifest, read_manifest, tell_post_processing
 
-from .drawing import for_file, png
-from .figures import FIGURES, Figure, as_csv, draw
-from .notebook import notebook
-from .page import page
-from .readme import readme
-from .study import Study
 from .text import visible
 from .transcript import Lineage, summary, transcript, write_file
 
-__all__ = ["DONE", "FAILED", "STEPS", "PostProcessor", "Progress"]
+if TYPE_CHECKING:
+    # What a step stands on is imported when that step runs: drawing and the database take longer than a transcript.
+    from pidgin_cli.database.store import EventStore
+
+    from .figures import Figure
+    from .study import Study
+
+__all__ = ["DONE", "FAILED", "STEPS", "PostProcessor", "Progress", "missing"]
 
 Progress = Callable[[str], None]
 """Told what is being done, such as `transcripts: 12 of 200`."""
@@ -47,14 +47,16 @@ class PostProcessor:
         root: OutputRoot,
         folder: ExperimentFolder,
         *,
-        store: Callable[[OutputRoot], EventStore],
+        store: Callable[[OutputRoot], "EventStore"],
         lineage: Lineage,
         is_live: Callable[[str], bool] = lambda _: False,
         manifest: Callable[[OutputRoot, ExperimentFolder], Manifest] = lambda _, folder: read_manifest(folder),
         progress: Progress | None = None,
+        embeddings: str | None = None,
     ) -> None:
         """
         Args:
+            embeddings: the embedding model; None: the one that the spec names, if it names one.
             store: opens the database with all its columns.
             lineage: what a branch shares, in front of what is its own.
             is_live: whether a runner is at work on an experiment.
@@ -64,12 +66,15 @@ class PostProcessor:
         self.folder = folder
         self._store = store
         self._lineage = lineage
+        self._embeddings = embeddings
         self._is_live = is_live
         self._manifest = manifest
         self._progress = progress or (lambda _: None)
         self._step = ""
         self._study: Study | None = None
         self._figures: list[Figure] | None = None
+        self._faults: list[Exception] = []
+        """Of figures that should be there."""
 
     def run(self, only: Collection[str] = ()) -> dict[str, str]:
         """Run the steps, or `only` some of them, in their order; gives the outcome of each.
@@ -160,24 +165,33 @@ class PostProcessor:
         """As of now."""
         return self._manifest(self.root, self.folder)
 
-    def open_store(self) -> EventStore:
+    def open_store(self) -> "EventStore":
         return self._store(self.root)
 
     @property
-    def study(self) -> Study:
+    def study(self) -> "Study":
         """The experiment as the database has it."""
         if self._study is None:
+            from .study import Study
+
             with self.open_store() as store:
                 self._study = Study.load(store, self.folder.experiment_id)
         return self._study
 
     @property
-    def figures(self) -> list[Figure]:
+    def figures(self) -> list["Figure"]:
         if self._figures is None:
-            found = []
+            from .figures import FIGURES, draw, undrawn
+
+            study = self.study
+            found, self._faults = [], []
             for place, name in enumerate(FIGURES, 1):
                 self.tell(f"{name}, {place} of {len(FIGURES)}")
-                found.append(draw(self.study, name))
+                try:
+                    found.append(draw(study, name))
+                except Exception as fault:  # the others are still to be drawn
+                    self._faults.append(fault)
+                    found.append(undrawn(name, f"it could not be drawn: {_faulty(fault)}"))
             self._figures = found
         return self._figures
 
@@ -198,18 +212,34 @@ class PostProcessor:
         return f"{imported.messages} messages" if imported.conversations else "nothing has changed"
 
     def check_metrics(self) -> str:
-        """Say how many messages have metrics; raises where the database holds other messages than the record."""
+        """Compute the metrics that are for afterwards, and say how many messages have any.
+
+        Raises where the database holds other messages than the record.
+        """
+        from .measuring import measure
+
         with self.open_store() as store:
+            measured = measure(
+                store,
+                self.root,
+                self.folder,
+                lineage=self._lineage,
+                embeddings=self._embeddings,
+                progress=self.tell,
+            )
+            self._study = self._figures = None
             taken = {
                 row["conversation_id"]: row["messages"] for row in store.conversations.of(self.folder.experiment_id)
             }
-            measured = len(store.metrics.by_message(self.folder.experiment_id, ()))
+            with_metrics = len(store.metrics.by_message(self.folder.experiment_id, ()))
         recorded = {name: entry.messages for name, entry in self.manifest.conversations.items() if entry.last_seq >= 0}
         differing = [name for name, number in recorded.items() if taken.get(name) != number]
         if differing and not self._is_live(self.folder.experiment_id):
             raise StoreError(f"the database and the record differ in the messages of {', '.join(differing[:5])}")
         total = sum(taken.values())
-        return f"{measured} of {total} messages have metrics" if total else "there are no messages"
+        if not total:
+            return "there are no messages"
+        return "; ".join((f"{with_metrics} of {total} messages have metrics", *measured.told()))
 
     def write_transcripts(self) -> str:
         where = self.folder.path / "transcripts"
@@ -229,14 +259,21 @@ class PostProcessor:
         return f"{len(logs)} conversations"
 
     def write_readme(self) -> str:
+        from .readme import readme
+
         write_file(self.folder.path / "README.md", readme(self.folder, self.manifest, self.tell))
         return ""
 
     def write_notebook(self) -> str:
+        from .notebook import notebook
+
         write_file(self.folder.path / "notebook.ipynb", notebook(self.manifest))
         return ""
 
     def write_figures(self) -> str:
+        from .drawing import for_file, png
+        from .figures import as_csv
+
         where = self.folder.path / "figures"
         absent = []
         wanted = set()
@@ -253,14 +290,18 @@ class PostProcessor:
                 write_file(where / f"{figure.name}.{suffix}", content)
                 wanted.add(f"{figure.name}.{suffix}")
         _remove_old(where, wanted)
+        if self._faults:
+            raise ExceptionGroup(f"{len(self._faults)} of {len(self.figures)} could not be drawn", self._faults)
         return "; ".join((f"{len(self.figures) - len(absent)} figures", *absent))
 
     def write_report(self) -> str:
+        from .page import page
+
         why = None
         try:
             figures = self.figures
-        except PidginError as error:
-            figures, why = [], str(error)
+        except Exception as error:  # told of by the step that it belongs to
+            figures, why = [], str(error) if isinstance(error, PidginError) else _faulty(error)
         self.tell()
         text = page(self.root, self.folder, self.manifest, figures, self._lineage, why_none=why, progress=self.tell)
         write_file(self.folder.path / "report.html", text)
@@ -279,8 +320,19 @@ STEPS: Mapping[str, Callable[[PostProcessor], str]] = {
 """By name, in their order; each gives what there is to say of it."""
 
 
+def missing(manifest: Manifest, wanted: Collection[str]) -> tuple[str, ...]:
+    """The steps to run so that all that are `wanted`, or were begun by somebody, are done; none where they are."""
+    outcomes = manifest.post_processing or {}
+    names = {*wanted, *outcomes}
+    if all(outcomes.get(name, "").startswith(DONE) for name in names):
+        return ()
+    return tuple(name for name in STEPS if name in names)
+
+
 def _remove_old(where: Path, wanted: Collection[str]) -> None:
     """Files of figures that there were earlier and that are absent now."""
+    from .figures import FIGURES
+
     for name in FIGURES:
         for suffix in ("svg", "png", "csv"):
             if f"{name}.{suffix}" not in wanted:

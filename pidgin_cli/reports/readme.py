@@ -143,7 +143,7 @@ def _plan(folder: ExperimentFolder, manifest: Manifest, told: Sequence[_Told]) -
     repetitions = max((entry.repetition for entry in entries), default=0)
     turns = sorted({each.start.spec.get("max_turns", 0) for each in told if each.start is not None})
     parts = [f"{len(manifest.conversations):,} conversations: {arms} arms, up to {repetitions} repetitions of each"]
-    if turns:
+    if any(turns):  # a record from elsewhere has no plan
         parts.append(f"{turns[0]} turns" if len(turns) == 1 else f"{turns[0]} to {turns[-1]} turns")
     starts = (
         [event for event in read_record(folder.events).events if isinstance(event, ExperimentStartEvent)]

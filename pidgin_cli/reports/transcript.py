@@ -203,7 +203,7 @@ class _Transcript:
         marks = ["shared"] if self.is_shared else []
         if event.message_index in self.edited:
             marks.append(f"edited in turn {self.edited[event.message_index]}")
-        if event.finish_reason is not FinishReason.STOP:
+        if event.finish_reason not in (FinishReason.STOP, FinishReason.UNKNOWN):
             marks.append(f"finish: {event.finish_reason.value}")
         if event.cached:
             marks.append("from the cache")

@@ -18,6 +18,7 @@ __all__ = [
     "Intervention",
     "Origin",
     "Placeholders",
+    "Trigger",
     "derive_seed",
     "spec_hash",
 ]
@@ -34,11 +35,41 @@ class Injection(Struct, frozen=True, omit_defaults=True):
     """`user`: as tagged user text, alike in every family. `system`: as the family of the agent's model allows."""
 
 
+class Trigger(Struct, frozen=True, omit_defaults=True):
+    """What must be so at the end of a turn for an intervention to be done when the next one begins.
+
+    Exactly one of `metric`, `detector` and `state` is given.
+    """
+
+    metric: str | None = None
+    """Of the turn's messages; `convergence` without an agent is the score of the turn."""
+    above: float | None = None
+    """The value must be greater."""
+    below: float | None = None
+    """The value must be less."""
+    agent: str | None = None
+    """Whose message; `all`: every message of the turn; None: any of them."""
+    detector: str | None = None
+    """It fired in the turn, or is active at its end."""
+    state: str | None = None
+    """The fused state at the end of the turn."""
+    for_turns: int = 1
+    """So many turns in a row."""
+
+    def __str__(self) -> str:
+        what = f"detector {self.detector}" if self.detector is not None else f"state {self.state}"
+        if self.metric is not None:
+            whose = {None: "", "all": " of all"}.get(self.agent, f" of {self.agent}")
+            bound = f"above {self.above:g}" if self.above is not None else f"below {self.below:g}"
+            what = f"{self.metric}{whose} {bound}"
+        return what if self.for_turns == 1 else f"{what} for {self.for_turns} turns"
+
+
 class Intervention(Struct, frozen=True, omit_defaults=True):
     """What a script does when a turn begins, before anybody speaks in it."""
 
     turn: int
-    """Counted from 1."""
+    """Counted from 1; 0: whenever the turn before met `when`."""
     kind: Literal["inject", "edit", "mute", "swap_model", "swap_system_prompt"]
     agents: tuple[str, ...]
     """Whom it concerns: who is given the text (inject), whose last message is changed (edit), who is silent (mute), who
@@ -50,6 +81,9 @@ class Intervention(Struct, frozen=True, omit_defaults=True):
     turns: int = 1
     """How many turns the agent is silent."""
     placement: Literal["user", "system"] = "user"
+    when: Trigger | None = None
+    times: int = 1
+    """How often at most, of one with a trigger."""
 
 
 class ConvergencePolicy(Struct, frozen=True, omit_defaults=True):
@@ -68,17 +102,20 @@ class DetectorPolicy(Struct, frozen=True, omit_defaults=True):
 
     action: Literal["record", "mark", "pause", "stop", "intervene"] = "record"
     text: str | None = None
-    """What is put in, to all agents, by `intervene`."""
+    """What is put in, to all agents, by `intervene`; None: what the interventions do that wait for this detector."""
     thresholds: dict[str, float] = {}
     """Instead of the detector's own."""
 
 
-class Origin(Struct, frozen=True):
+class Origin(Struct, frozen=True, omit_defaults=True):
     """Where a branch leaves another conversation. What comes before is that conversation's, and stays in its log."""
 
     conversation_id: str
     turn: int
     """The last turn that both share; 0: what stands before the first one."""
+    until_intervention: bool = False
+    """Only in a plan, where triggers decide: both share everything up to the turn before the first intervention, which
+    cannot be before the end of `turn`. A conversation that has begun has a `turn` of its own."""
 
 
 class ContextPolicy(Struct, frozen=True, omit_defaults=True):

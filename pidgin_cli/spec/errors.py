@@ -34,16 +34,8 @@ _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 Place = tuple[str, ...]
 """Keys and positions that lead to a value."""
 
-_WITH_METRICS = "arrives with the analysis of metrics; leave it out for now"
 _NOT_YET = "is not there yet; leave it out for now"
-LATER = dict.fromkeys(
-    (
-        "detector",
-        "metric",
-        "when",
-    ),
-    _WITH_METRICS,
-) | {"safety": _NOT_YET, "tools": _NOT_YET}
+LATER = {"safety": _NOT_YET, "tools": _NOT_YET}
 """Keys that people write in good faith and that nothing could obey yet."""
 
 

@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import string
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from .conversation import spec_hash
 from .errors import Fault, Place, faults_of, half_characters, parse, place_of, tell
 from .openings import read_openings
 from .plan import expand
-from .schema import AwarenessSpec, ContextSpec, ExperimentSpec, seat_ids
+from .schema import ALL, SPECIAL_OPENERS, AwarenessSpec, ContextSpec, ExperimentSpec, seat_ids
 from .seats import seated, texts_for
 
 __all__ = [
@@ -34,7 +35,7 @@ __all__ = [
     "to_yaml",
 ]
 
-NOT_IN_HASH = frozenset({"name", "repetitions", "max_parallel", "budget", "notify", "notify_command"})
+NOT_IN_HASH = frozenset({"name", "repetitions", "max_parallel", "budget", "notify", "notify_command", "embeddings"})
 """Keys that may change while an experiment stays the same one."""
 
 
@@ -150,8 +151,12 @@ def _without(data: Mapping[Any, Any], error: ValidationError) -> dict[Any, Any] 
         top, *inner = place_of(fault["loc"]) or [""]
         if fault["loc"] == ("agents",) and faulty_agents:
             continue  # too short of right ones
-        if top in ("", "models", "pairs"):
+        if not top:
             return None
+        if top in _SOME_PAIRS:
+            rest[top] = _SOME_PAIRS[top]
+            rest.pop("exclude", None)
+            continue
         if top == "interventions" and inner and isinstance(rest[top], list):
             rest[top] = [_HARMLESS if str(n) == inner[0] else one for n, one in enumerate(rest[top])]
             continue
@@ -161,6 +166,9 @@ def _without(data: Mapping[Any, Any], error: ValidationError) -> dict[Any, Any] 
             continue
         agents = list(rest["agents"]) if isinstance(rest["agents"], list) else []
         index = int(inner[0]) if inner else 0
+        if not inner and (renamed := _with_ids_that_differ(agents)) != agents:
+            rest["agents"] = renamed
+            continue
         if not inner or not isinstance(agents[index], dict) or inner[1:2] == ["id"]:
             return None  # whoever names an agent without an id would be told that it is not there
         if len(inner) == 1:
@@ -172,6 +180,28 @@ def _without(data: Mapping[Any, Any], error: ValidationError) -> dict[Any, Any] 
     return rest if rest != data else None
 
 
+def _with_ids_that_differ(agents: Sequence[Any]) -> list[Any]:
+    """What was probably meant where an id stands twice or is reserved: the next letter."""
+    taken: set[str] = {"both", ALL, *SPECIAL_OPENERS}
+    renamed = []
+    for agent in agents:
+        if isinstance(agent, dict) and agent.get("id") in taken:
+            used = taken | {str(other.get("id")) for other in agents if isinstance(other, dict)}
+            agent = agent | {"id": next(letter for letter in _LETTERS if letter not in used)}
+        if isinstance(agent, dict):
+            taken.add(str(agent.get("id")))
+        renamed.append(agent)
+    return renamed
+
+
+NOT_ASKED = ("lexical_hash", "wordllama")
+"""What gives vectors without a server."""
+WITHOUT_EMBEDDINGS = frozenset({"anthropic", "local", "replay"})
+"""Providers whose APIs have no vectors."""
+
+_LETTERS = [*string.ascii_lowercase, *(f"agent-{number}" for number in range(1000))]
+_SOME_PAIRS: dict[str, Any] = {"pairs": "all", "models": ["local:test", "local:silent"]}
+"""Stand where what is given cannot be any."""
 _SOME_MODEL = "local:test"
 """Stands where the model that is given cannot be one."""
 _HARMLESS = {"turn": 1, "inject": "nothing"}
@@ -253,6 +283,14 @@ def _lookup_faults(data: Mapping[str, Any], providers: Collection[str]) -> list[
                 read_openings(Path(name.value))
         except SpecError as error:
             found += [Fault(name.where, line) for line in str(error).splitlines()]
+    embeddings = data.get("embeddings")
+    if isinstance(embeddings, str) and embeddings and providers and embeddings not in NOT_ASKED:
+        provider, colon, model = embeddings.partition(":")
+        if not colon or not model or provider not in providers:
+            what = f"{embeddings!r} is no embedding model; write {', '.join(NOT_ASKED)} or PROVIDER:MODEL"
+            found.append(Fault(("embeddings",), what))
+        elif provider in WITHOUT_EMBEDDINGS:
+            found.append(Fault(("embeddings",), f"{provider} has no embedding models"))
     return found
 
 

@@ -23,6 +23,7 @@ from .conversation import (
     Intervention,
     Origin,
     Placeholders,
+    Trigger,
     derive_seed,
 )
 from .errors import nearest
@@ -110,7 +111,7 @@ def _of_arm(spec: ExperimentSpec, cell: Cell, *, swapped: bool) -> ConversationS
         ),
         interventions=tuple(
             _intervention(one, [agent.id for agent in agents])
-            for one in sorted(arm.interventions, key=lambda one: one.turn)
+            for one in sorted(arm.interventions, key=lambda one: (one.turn is None, one.turn or 0))
         ),
         choose_names=arm.choose_names,
         stop_phrases={agent.id: agent.stop_phrase for agent in agents if agent.stop_phrase is not None},
@@ -124,7 +125,7 @@ def _of_arm(spec: ExperimentSpec, cell: Cell, *, swapped: bool) -> ConversationS
         lenient=arm.lenient,
         metrics=arm.metrics,
         convergence=ConvergencePolicy(**arm.convergence.model_dump()),
-        detectors={name: DetectorPolicy(**each.model_dump()) for name, each in arm.detectors.items()},
+        detectors=_policies(arm),
         cache=arm.cache,
     )
 
@@ -157,18 +158,30 @@ def _visible(prompt: str | None) -> str | None:
     return prompt if (prompt or "").strip() else None
 
 
+def _policies(arm: ExperimentSpec) -> dict[str, DetectorPolicy]:
+    """What detectors lead to. Where an intervention waits for one, that is what it leads to."""
+    found = {name: DetectorPolicy(**each.model_dump()) for name, each in arm.detectors.items()}
+    for one in arm.interventions:
+        if one.when is not None and (name := one.when.detector) is not None:
+            policy = found.get(name, DetectorPolicy())
+            found[name] = replace(policy, action="intervene") if policy.action == "record" else policy
+    return found
+
+
 def _intervention(one: InterventionSpec, ids: Sequence[str]) -> Intervention:
     action = one.action
     agents = tuple(ids) if ALL in one.agents else tuple(dict.fromkeys(one.agents))
     text = {"inject": one.inject, "edit": one.edit, "swap_system_prompt": _visible(one.swap_system_prompt)}.get(action)
     return Intervention(
-        turn=one.turn,
+        turn=one.turn or 0,
         kind=action,
         agents=agents,
         text=text,
         model=one.swap_model,
         turns=one.turns,
         placement=one.placement,
+        when=None if one.when is None else Trigger(**one.when.model_dump()),
+        times=one.times,
     )
 
 
@@ -208,13 +221,23 @@ def _opener(spec: ExperimentSpec, cell: Cell, place: _Place, ids: Sequence[str])
 
 def _twin(conversation: ConversationSpec, conversation_id: str) -> ConversationSpec:
     """The same conversation without its interventions, from the same prefix."""
-    fork = min(one.turn for one in conversation.interventions) - 1
+    turns = [one.turn for one in conversation.interventions if one.when is None]
+    at_once = any(policy.text is not None for policy in conversation.detectors.values())
+    triggered = at_once or len(turns) < len(conversation.interventions)
+    # A detector may put its text into the first turn; what waits for the end of one cannot be done before the second.
+    earliest = conversation.origin.turn if conversation.origin is not None else 0 if at_once else 1
+    unknown = triggered and min(turns, default=conversation.max_turns + 1) - 1 > earliest
+    fork = min([earliest] if unknown else [one - 1 for one in turns] or [earliest])
     return replace(
         conversation,
         arm=f"{conversation.arm}, twin" if conversation.arm else "twin",
         variables=conversation.variables | {"twin": True},
-        origin=Origin(conversation_id, fork),
+        origin=Origin(conversation_id, fork, until_intervention=unknown),
         interventions=(),
+        detectors={
+            name: replace(policy, action="record", text=None) if policy.action == "intervene" else policy
+            for name, policy in conversation.detectors.items()
+        },
     )
 
 
@@ -224,7 +247,7 @@ def calls(conversation: ConversationSpec) -> int:
     silent = {
         (turn, agent_id)
         for one in conversation.interventions
-        if one.kind == "mute"
+        if one.kind == "mute" and one.when is None
         for turn in range(max(one.turn, shared + 1), min(one.turn + one.turns, conversation.max_turns + 1))
         for agent_id in one.agents
     }

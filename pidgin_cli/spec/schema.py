@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from .errors import Fault, nearest
+from .errors import Fault, Place, nearest
 
 __all__ = [
     "ALL",
@@ -188,16 +188,17 @@ class DetectorSpec(_Checked):
 
     action: Literal["record", "mark", "pause", "stop", "intervene"] = Field(
         "record",
-        description="An event in the record; besides, the conversation is marked, pauses, ends, or is told `text`",
+        description="An event in the record; besides, the conversation is marked, pauses, ends, or is told `text`. "
+        "With interventions that wait for this detector, `record` means `intervene`",
     )
-    text: str | None = Field(None, min_length=1, description="What all agents are told by `intervene`")
+    text: str | None = Field(None, min_length=1, description="What all agents are told at once by `intervene`")
     thresholds: dict[str, float] = Field(
         default_factory=dict, description="Instead of the detector's own; see the reference of detectors"
     )
 
     @model_validator(mode="after")
     def _intervenes_with_words(self) -> Self:
-        if (self.action == "intervene") != (self.text is not None):
+        if self.text is not None and self.action != "intervene":
             raise ValueError("text is what action: intervene puts in; give both or neither")
         return self
 
@@ -224,11 +225,52 @@ _TAKES = {
 }
 
 
-class InterventionSpec(_Checked):
-    """What is done when a turn begins. Each has a turn and exactly one of inject, edit, mute, swap_model and
-    swap_system_prompt."""
+def _one_of(*names: str) -> ConfigDict:
+    """Of these keys exactly one is given; for editors, as pydantic's own schema does not say it."""
+    return ConfigDict(json_schema_extra={"oneOf": [{"required": [name]} for name in names]})
 
-    turn: int = Field(ge=1, description="Before anybody speaks in this turn")
+
+class TriggerSpec(_Checked):
+    """What must be so at the end of a turn for an intervention to be done when the next one begins. Each has exactly
+    one of metric, detector and state. What is NULL never meets a condition."""
+
+    model_config = _one_of("metric", "detector", "state")
+
+    metric: str | None = Field(
+        None,
+        description="Of the turn's messages, with `above` or `below`; `convergence` without `agent`: the turn's score",
+    )
+    above: float | None = Field(None, allow_inf_nan=False, description="The value must be greater than this")
+    below: float | None = Field(None, allow_inf_nan=False, description="The value must be less than this")
+    agent: str | None = Field(
+        None, description="Whose message: an agent id, or `all` for every message of the turn; default: any of them"
+    )
+    detector: str | None = Field(None, description="It fired in the turn, or is active at its end")
+    state: str | None = Field(None, description="The fused state of the detectors at the end of the turn")
+    for_turns: int = Field(1, ge=1, description="So many turns in a row")
+
+    @model_validator(mode="after")
+    def _asks_one_thing(self) -> Self:
+        given = [name for name in ("metric", "detector", "state") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"a trigger has one of metric, detector, state: not {' and '.join(given) or 'none'}")
+        if self.metric is None:
+            if surplus := [name for name in ("above", "below", "agent") if getattr(self, name) is not None]:
+                raise ValueError(f"{surplus[0]} means nothing beside {given[0]}; leave it out")
+        elif (self.above is None) == (self.below is None):
+            raise ValueError("a metric needs above or below: give one of them")
+        return self
+
+
+class InterventionSpec(_Checked):
+    """What is done when a turn begins. Each has a turn or a trigger (`when`), and exactly one of inject, edit, mute,
+    swap_model and swap_system_prompt."""
+
+    model_config = _one_of("turn", "when")
+
+    turn: int | None = Field(None, ge=1, description="Before anybody speaks in this turn")
+    when: TriggerSpec | None = Field(None, description="Before anybody speaks in the turn after one that met this")
+    times: int = Field(1, ge=1, description="How often at most, with `when`; `for_turns` is counted anew each time")
     inject: str | None = Field(None, min_length=1, description="Text that is put in")
     to: str | tuple[str, ...] = Field(ALL, description="Who is given it: an agent id, several, or `all`")
     placement: Literal["user", "system"] = Field(
@@ -236,7 +278,7 @@ class InterventionSpec(_Checked):
     )
     edit: str | None = Field(None, description="What the agent's last message before this turn reads from now on")
     mute: str | tuple[str, ...] | None = Field(None, description="Who is silent: an agent id or several")
-    turns: int = Field(1, ge=1, description="For how many turns")
+    turns: int = Field(1, ge=1, description="For how many turns, with `mute`")
     swap_model: str | None = Field(None, min_length=1, description="Model of the agent from this turn on")
     swap_system_prompt: str | None = Field(None, description="System prompt of the agent from this turn on; null: none")
     agent: str | None = Field(None, description="Whom edit, swap_model or swap_system_prompt concern")
@@ -261,8 +303,12 @@ class InterventionSpec(_Checked):
         action = given[0]
         if action != "swap_system_prompt" and getattr(self, action) is None:
             raise ValueError(f"{action} is empty")
-        for name in sorted(self.model_fields_set - _TAKES[action] - {"turn", action}):
+        for name in sorted(self.model_fields_set - _TAKES[action] - {"turn", "when", "times", action}):
             raise ValueError(f"{name} means nothing beside {action}; leave it out")
+        if (self.turn is None) == (self.when is None):
+            raise ValueError("an intervention needs turn or when: give one of them")
+        if self.times != 1 and self.when is None:
+            raise ValueError("times means nothing beside turn; leave it out")
         if "agent" in _TAKES[action] and self.agent is None:
             raise ValueError(f"{action} needs agent: the id of whom it concerns")
         if action in ("inject", "mute") and not self.agents:
@@ -273,7 +319,7 @@ class InterventionSpec(_Checked):
     def _as_written(self) -> dict[str, Any]:
         # An explicit null is an action, so that defaults cannot simply be left out.
         return {
-            name: getattr(self, name)
+            name: self.when.model_dump(exclude_defaults=True) if name == "when" and self.when else getattr(self, name)
             for name, field in type(self).model_fields.items()
             if name == self.action or getattr(self, name) != field.default
         }
@@ -354,13 +400,21 @@ class ExperimentSpec(_Checked):
     exclude: tuple[dict[str, Any], ...] = Field(
         (), description="Arms to leave out: mappings of what is swept, `pair` or `opening` to a value or several"
     )
-    interventions: tuple[InterventionSpec, ...] = Field((), description="What is done at given turns")
+    interventions: tuple[InterventionSpec, ...] = Field(
+        (), description="What is done at given turns, or when a metric or a detector says so"
+    )
     twins: bool = Field(
         False, description="Beside every conversation another one from the same prefix without the interventions"
     )
     branch: BranchSpec | None = Field(None, description="Every conversation goes on from a recorded one")
     metrics: Literal["live", "off"] = Field(
         "live", description="Compute metrics and detectors while it runs, or leave that to the import"
+    )
+    embeddings: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="What semantic metrics are computed from when the experiment is over, such as "
+        "`openai:text-embedding-3-small` (which is sent every message), `wordllama` (offline, an extra) or "
+        "`lexical_hash`; default: there are none",
     )
     convergence: ConvergenceSpec = Field(ConvergenceSpec(), description="How alike the last messages are")
     detectors: dict[str, Annotated[DetectorSpec, BeforeValidator(_detector)]] = Field(
@@ -427,7 +481,9 @@ class ExperimentSpec(_Checked):
             yield Fault(("first",), f"no agent {self.first!r}; there are {', '.join(ids)}, or random, or balanced")
         if self.metrics == "off" and (self.convergence.threshold is not None or self.detectors):
             yield Fault(("metrics",), "metrics: off leaves nothing for convergence and detectors to go by")
-        if self.twins and not self.interventions:
+        if self.metrics == "off" and any(one.when is not None for one in self.interventions):
+            yield Fault(("metrics",), "metrics: off leaves nothing for interventions to wait for")
+        if self.twins and not self.interventions and not any(each.text for each in self.detectors.values()):
             yield Fault(("twins",), "there are no interventions that a twin could go without")
         if self.branch is not None and self.max_turns <= self.branch.turn:
             yield Fault(
@@ -436,31 +492,74 @@ class ExperimentSpec(_Checked):
                 f"{self.branch.turn} before the branch",
             )
         yield from self._wrong_interventions(ids)
+        yield from self._wrong_ties(ids)
+
+    def _wrong_ties(self, ids: tuple[str, ...]) -> Iterator[Fault]:
+        """What detectors and the interventions that wait for them do not agree on."""
+        tied: set[str] = set()
+        for index, intervention in enumerate(self.interventions):
+            if (when := intervention.when) is None:
+                continue
+            place = ("interventions", str(index), "when")
+            if when.agent is not None and when.agent not in (ALL, *ids):
+                yield Fault(
+                    (*place, "agent"),
+                    f"no agent {when.agent!r}; there are {', '.join(ids)}, or all.{nearest(when.agent, ids)}",
+                )
+            first = 0 if self.branch is None else self.branch.turn
+            if self.max_turns < 2 or self.max_turns <= first:
+                yield Fault(place, f"there is no turn after one that could meet it: max_turns is {self.max_turns}")
+            if when.detector is not None:
+                tied.add(when.detector)
+                policy = self.detectors.get(when.detector)
+                if policy is not None and policy.action == "stop":
+                    yield Fault(
+                        (*place, "detector"),
+                        f"{when.detector} ends the conversation, so nothing comes after it; give it another action",
+                    )
+        for name, policy in self.detectors.items():
+            if policy.action == "intervene" and policy.text is None and name not in tied:
+                yield Fault(
+                    ("detectors", name),
+                    "intervene puts in text, or does what interventions with `when: {detector: "
+                    f"{name}}}` say; there is neither",
+                )
 
     def _wrong_interventions(self, ids: tuple[str, ...]) -> Iterator[Fault]:
         silent: dict[int, set[str]] = {}
+        # Nobody knows beforehand when a trigger silences an agent, so at any time.
+        any_time = {name for one in self.interventions if one.when and one.action == "mute" for name in one.agents}
+        told = False
         for index, intervention in enumerate(self.interventions):
             place = ("interventions", str(index))
             turn, action = intervention.turn, intervention.action
-            if turn > self.max_turns:
-                yield Fault((*place, "turn"), f"turn {turn} never comes: max_turns is {self.max_turns}")
-            if self.branch is not None and turn <= self.branch.turn:
-                yield Fault((*place, "turn"), f"turn {turn} is before the branch; it begins after {self.branch.turn}")
-            if action == "edit" and turn == 1:
-                yield Fault((*place, "turn"), "before turn 1 there is no message to edit")
+            if turn is not None:
+                yield from self._wrong_turn((*place, "turn"), turn, action)
             for agent_id in intervention.agents:
                 if agent_id not in ids and not (action == "inject" and agent_id == ALL):
                     key = {"inject": "to", "mute": "mute"}.get(action, "agent")
                     yield Fault(
                         (*place, key), f"no agent {agent_id!r}; there are {', '.join(ids)}.{nearest(agent_id, ids)}"
                     )
-            if action == "mute":
+            if action == "mute" and turn is None and any_time.issuperset(ids) and not told:
+                told = True
+                yield Fault((*place, "mute"), "triggers may silence everybody at once, so that nobody would speak")
+            if action == "mute" and turn is not None:
                 for each in range(turn, min(turn + intervention.turns, self.max_turns + 1)):
-                    before = len(silent.setdefault(each, set()))
+                    before = len(silent.setdefault(each, set(any_time)))
                     silent[each].update(intervention.agents)
                     if before < len(ids) and silent[each].issuperset(ids):
-                        yield Fault((*place, "mute"), f"in turn {each} nobody would speak")
+                        also = ", if a trigger silences the others" if any_time - set(intervention.agents) else ""
+                        yield Fault((*place, "mute"), f"in turn {each} nobody would speak{also}")
                         break
+
+    def _wrong_turn(self, place: Place, turn: int, action: Action) -> Iterator[Fault]:
+        if turn > self.max_turns:
+            yield Fault(place, f"turn {turn} never comes: max_turns is {self.max_turns}")
+        if self.branch is not None and turn <= self.branch.turn:
+            yield Fault(place, f"turn {turn} is before the branch; it begins after {self.branch.turn}")
+        if action == "edit" and turn == 1:
+            yield Fault(place, "before turn 1 there is no message to edit")
 
 
 def seat_ids(spec: ExperimentSpec) -> tuple[str, ...]:

@@ -1,0 +1,197 @@
+"""Report, README and figures, made of real runs and of hostile records."""
+
+import asyncio
+import base64
+import csv
+import hashlib
+import re
+from pathlib import Path
+from urllib.parse import quote_plus
+
+import nbformat
+import pytest
+from commands import Pidgin, pidgin
+from pages import CASES, HOSTILE, Page, all_done, end, made, rendered, talk
+from runs import start
+from support import converse, experiment
+
+from pidgin_cli.cli.database import open_store
+from pidgin_cli.cli.reports import post_process
+from pidgin_cli.core.events import (
+    MessageCompleteEvent,
+)
+from pidgin_cli.eventlog.folder import OutputRoot
+from pidgin_cli.eventlog.log import read_record
+from pidgin_cli.metrics.statistics import wilson
+from pidgin_cli.metrics.words import stop_words, word_table
+from pidgin_cli.reports.figures import FIGURES, draw
+from pidgin_cli.reports.study import Study
+from pidgin_cli.reports.text import visible
+
+__all__ = ["pidgin"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_record_is_too_odd(case: str, tmp_path: Path) -> None:
+    """Every step is done for every kind of record, and every text stands whole in transcript and report."""
+    root, folder = CASES[case](tmp_path)
+    all_done(post_process(root, folder))
+    nbformat.validate(nbformat.read(folder.path / "notebook.ipynb", as_version=4))
+    page = Page(folder.path / "report.html")
+    for conversation_id, log in folder.logs().items():
+        texts = [e.message.content for e in read_record(log).events if isinstance(e, MessageCompleteEvent)]
+        assert [visible(text) for text in texts if text] == [words for words in page.words if words][1:][
+            : len(texts)
+        ] or (len(folder.logs()) > 1)
+        _, shown = rendered((folder.path / "transcripts" / f"conv_{conversation_id}.md").read_text())
+        for text in texts:
+            assert "".join(visible(text).split()) in shown
+    drawn = {path.stem for path in (folder.path / "figures").glob("*.svg")}
+    for name in FIGURES:
+        files = {path.suffix for path in (folder.path / "figures").glob(f"{name}.*")}
+        assert files == ({".svg", ".png", ".csv"} if name in drawn else set())
+    absent = sum(tag == "p" and attrs.get("class") == "absent" for tag, attrs in page.tags)
+    assert absent == len(FIGURES) - len(drawn) + (not folder.logs())
+
+
+def test_the_report_needs_nothing_and_runs_nothing_but_its_own_script(tmp_path: Path) -> None:
+    """Hostile texts make no element in the page, the one script is the one its policy allows, and nothing is loaded."""
+    root, folder = made(tmp_path, talk(*HOSTILE), name="</title><script>alert(0)</script>")
+    post_process(root, folder)
+    page = Page(folder.path / "report.html")
+    assert len(page.scripts) == 1
+    (policy,) = (a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    digest = base64.b64encode(hashlib.sha256(page.scripts[0].encode()).digest()).decode()
+    assert policy is not None
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy
+    tags = {tag for tag, _ in page.tags}
+    assert not tags & {"img", "iframe", "link", "object", "embed", "base", "b"}
+    for tag, attrs in page.tags:
+        assert not any(name.startswith("on") for name in attrs), tag
+        assert not attrs.get("src")
+        link = attrs.get("href") or attrs.get("xlink:href") or "#"
+        assert link.startswith(("#", "data:text/csv;", "transcripts/conv_")), link
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    assert [visible(text) for text in HOSTILE] == page.words[1:]
+
+
+def test_names_and_arms_are_never_templates_or_markup(tmp_path: Path) -> None:
+    """A template in a name, an arm or an opening stands in the README as it was written."""
+    events = talk("Hello.", "{{ 7 * 7 }}")
+    hostile = "{{ 7 * 7 }}{% raw %}<i>x</i> | a\n# b"
+    events[0] = start(turns=1, arm=hostile, names=(hostile, "Finch"))
+    root, folder = made(tmp_path, events, name=hostile)
+    all_done(post_process(root, folder))
+    for page in ("README.md", "transcripts/summary.md"):
+        text = (folder.path / page).read_text()
+        assert "{{ 7 \\* 7 }}" in text
+        assert "49" not in re.sub(r"\d{2}:\d{2}|\d{4}-\d{2}", "", text)
+        assert "<i>" not in text
+        kinds, _ = rendered(text)
+        assert not kinds & {"html_inline", "image"}
+
+
+async def test_figures_say_what_the_record_says(tmp_path: Path) -> None:
+    """The CSV beside a figure holds the published word table and Wilson's intervals, as computed from the record."""
+    spec = experiment("local:test?words=30", "local:test?words=30", repetitions=4, metrics="live")
+    run = await converse(tmp_path, spec)
+    await asyncio.to_thread(post_process, run.root, run.folder)
+
+    def rows(name: str) -> list[dict[str, str]]:
+        with (run.folder.path / "figures" / f"{name}.csv").open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    transcripts = [
+        [event.message.content for event in read_record(log).events if isinstance(event, MessageCompleteEvent)]
+        for log in run.folder.logs().values()
+    ]
+    expected = word_table(transcripts, leave_out=stop_words())
+    found = rows("words")
+    assert [(row["word"], int(row["max_uses"]), int(row["uses"])) for row in found] == [
+        (use.word, use.max, use.uses) for use in expected
+    ]
+    assert [float(row["mean_uses"]) for row in found] == pytest.approx([use.mean for use in expected])
+    assert [float(row["percent_of_transcripts"]) for row in found] == pytest.approx([100 * u.present for u in expected])
+    (ends,) = rows("end_reasons")
+    interval = wilson(4, 4)
+    assert interval is not None
+    assert (ends["end"], ends["conversations"], float(ends["ci_low"])) == ("completed: turn limit", "4", interval.low)
+    assert len(rows("message_lengths")) == sum(map(len, transcripts))
+    last = [row for row in rows("vocabulary_growth") if row["conversation_id"].endswith("-1")][-1]
+    assert int(last["types"]) <= int(last["tokens"])
+    assert all(0 <= float(row["cosine"]) <= 1 for row in rows("similarity"))
+    assert {row["n"] for row in rows("convergence")} == {"4"}
+    assert {row["state"] for row in rows("state_raster")} >= {"normal"}
+
+
+def test_invalid_conversations_are_counted_aloud_and_left_out(tmp_path: Path) -> None:
+    """An invalid conversation is named in the README and its words are in no table; a notable one stays in."""
+    bad = [*talk("wrongword", "wrongword", ended=False), end(invalid=("wrong_model_served",))]
+    odd = [*talk("rightword", "", ended=False), end(notable={"empty": 1})]
+    root, folder = made(tmp_path, bad, odd)
+    all_done(post_process(root, folder))
+    words = (folder.path / "figures" / "words.csv").read_text()
+    assert "rightword" in words
+    assert "wrongword" not in words
+    text = (folder.path / "README.md").read_text()
+    assert "**1 are invalid**" in text
+    assert "**1 are notable**" in text
+    assert "wrong\\_model\\_served" in text
+
+
+def test_without_metrics_the_figures_say_why_they_are_not_there(tmp_path: Path) -> None:
+    """A record without live metrics gets every figure that needs none, and for each other one the reason."""
+    root, folder = made(tmp_path, talk("One two.", "Three four."), talk("Five.", "Six."))
+    outcomes = post_process(root, folder)
+    all_done(outcomes)
+    page = (folder.path / "report.html").read_text()
+    assert "without live metrics" in page
+    assert {path.stem for path in (folder.path / "figures").glob("*.svg")} == {
+        "words", "end_reasons", "message_lengths", "vocabulary_growth", "self_recurrence", "similarity", "cost",
+    }  # fmt: skip
+
+
+def test_a_damaged_log_is_told_of(tmp_path: Path) -> None:
+    """A broken line is left out, and transcript, summary, README and report say so."""
+    root, folder = made(tmp_path, talk("One.", "Two."))
+    with folder.log("abcdefgh-1").open("ab") as file:
+        file.write(b"{broken\n")
+    all_done(post_process(root, folder))
+    assert "Damaged record" in (folder.path / "transcripts" / "conv_abcdefgh-1.md").read_text()
+    for page in ("transcripts/summary.md", "README.md", "report.html"):
+        assert "could not be read" in (folder.path / page).read_text()
+
+
+def test_hostile_replies_of_a_real_run(pidgin: Pidgin) -> None:
+    """What a model replies through the whole program stands in transcript and report, inert."""
+    text = HOSTILE[0] + " {{ 7 * 7 }} `x` \x07"
+    model = f"local:test?reply={quote_plus(text)}"
+    assert pidgin("chat", "-a", model, "-b", "local:silent", "-t", "2", "--display", "quiet").status == 0
+    (folder,) = OutputRoot(Path("pidgin_output")).folders()
+    assert pidgin("report", folder.experiment_id).status == 0
+    page = Page(folder.path / "report.html")
+    assert page.words.count(visible(text)) == 2
+    assert len(page.scripts) == 1
+    printed = pidgin("transcript", f"{folder.experiment_id}-1").out
+    assert "\x07" not in printed
+    assert "<script" not in printed
+    assert "*(empty: nothing was said)*" in printed
+
+
+def test_an_outlier_does_not_flatten_the_convergence(tmp_path: Path) -> None:
+    """Corrected values far below -1 are cut off in the drawing, which says how many; the table keeps their mean."""
+    root, folder = made(tmp_path, *(talk(*["One", "two.", "Three", "four."]) for _ in range(5)))
+    with open_store(root) as store:
+        store.import_experiments([folder])
+        study = Study.load(store, folder.experiment_id)
+    for place, each in enumerate(study.all):
+        each.metrics = {index: {"convergence_index": -20.0 if place == 0 else 0.5} for index in range(4)}
+    study.columns = [*study.columns, "convergence_index"]
+    figure = draw(study, "convergence")
+    assert figure.svg is not None
+    assert "values below -1 are cut off" in figure.caption
+    assert figure.rows[0][3] == pytest.approx((-20.0 + 4 * 0.5) / 5)
+    heights = [float(text) for text in re.findall(r">−?(\d+\.\d)</text>", figure.svg)]
+    assert max(heights) == 1.0
