@@ -196,7 +196,8 @@ def page_pictures() -> None:
         subprocess.run(line, cwd=folder, check=True, capture_output=True)
         (report,) = Path(folder).glob("out/experiments/*/report.html")
         # A choice of its figures, or the picture would be twelve screens high.
-        hidden = "figure:not(#figure-state_raster):not(#figure-message_lengths), figure details { display: none; }</style>"
+        shown = "figure:not(#figure-state_raster):not(#figure-message_lengths)"
+        hidden = f"{shown}, figure details {{ display: none; }}</style>"
         report.write_text(report.read_text().replace("</style>", hidden, 1))
         photograph(browser, report, "report", 1000, 1250)
         talk = (report.parent / "transcripts").glob("conv_*-1.md")

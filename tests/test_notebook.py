@@ -25,7 +25,7 @@ async def test_the_notebook_runs_as_it_is(tmp_path: Path) -> None:
     spec = experiment("local:test", "local:test", repetitions=3, metrics="live")
     spec = spec.model_copy(update={"name": "x $y$ {z}"})
     run = await converse(tmp_path, spec)
-    await asyncio.to_thread(post_process, run.root, run.folder)
+    await asyncio.to_thread(post_process, run.root, run.folder, only=("import", "metrics", "notebook"))
     outputs = await asyncio.to_thread(_executed, run.folder)
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
     assert any(next(iter(run.folder.logs())) in output.get("text", "") for output in outputs)
@@ -35,7 +35,7 @@ async def test_the_notebook_runs_as_it_is(tmp_path: Path) -> None:
 def test_the_notebook_runs_where_there_is_nothing_to_show(case: str, tmp_path: Path) -> None:
     """Without a message the notebook still goes through."""
     root, folder = CASES[case](tmp_path)
-    post_process(root, folder)
+    post_process(root, folder, only=("import", "notebook"))
     _executed(folder)
 
 

@@ -17,7 +17,7 @@ from runs import SLOW
 from support import converse, experiment, go_on
 from terminal import DEADLINE_S, ENVIRONMENT, Terminal
 
-from pidgin_cli.cli.reports import post_process
+from pidgin_cli.cli.reports import PAGES_OF_A_CHAT, post_process
 from pidgin_cli.core.events import (
     PostProcessingCompleteEvent,
     PostProcessingStartEvent,
@@ -77,11 +77,11 @@ async def test_running_it_again_makes_the_same_files(tmp_path: Path) -> None:
 async def test_an_experiment_goes_on_after_its_post_processing(tmp_path: Path) -> None:
     """A resumed experiment starts again without the old outcomes, and its events still count without a gap."""
     run = await converse(tmp_path, experiment("local:test?fail=auth@2", "local:test"))
-    await asyncio.to_thread(post_process, run.root, run.folder)
-    assert read_manifest(run.folder).post_processing
+    await asyncio.to_thread(post_process, run.root, run.folder, only=PAGES_OF_A_CHAT)
+    assert set(read_manifest(run.folder).post_processing or {}) == set(PAGES_OF_A_CHAT)
     await go_on(run.root, run.folder)
     assert read_manifest(run.folder).post_processing is None
-    await asyncio.to_thread(post_process, run.root, run.folder)
+    await asyncio.to_thread(post_process, run.root, run.folder, only=PAGES_OF_A_CHAT)
     events = read_record(run.folder.events).events
     assert [event.seq for event in events] == list(range(len(events)))
     assert sum(isinstance(event, PostProcessingCompleteEvent) for event in events) == 2
@@ -117,7 +117,8 @@ async def test_nothing_is_written_into_a_log_that_a_runner_holds(tmp_path: Path)
         run.folder.events, experiment_id=run.folder.experiment_id, conversation_id=None, syncer=syncer
     )
     before = run.folder.events.read_bytes(), run.folder.manifest.read_bytes()
-    all_done(await asyncio.to_thread(post_process, run.root, run.folder))
+    outcomes = await asyncio.to_thread(post_process, run.root, run.folder, only=PAGES_OF_A_CHAT)
+    assert outcomes == {"transcripts": "done: 1 conversations", "readme": "done"}
     assert (run.folder.events.read_bytes(), run.folder.manifest.read_bytes()) == before
     assert "is not in the record" in (run.folder.path / "post_processing.log").read_text()
     await log.aclose()
@@ -231,7 +232,7 @@ def test_pages_survive_sigkill(tmp_path: Path) -> None:
 
     No model is asked for that, and no line of a conversation changes.
     """
-    again = (("run", *TALKERS, "-n", "x", "-r", "2"), ("resume", "x"), ("resume", "--all"), ("report", "x"))
+    again = (("run", *TALKERS, "-n", "x", "-r", "2"), ("resume", "--all"), ("report", "x"))
     first = tmp_path / "first"
     first.mkdir()
     running = subprocess.Popen(

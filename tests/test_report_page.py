@@ -6,6 +6,7 @@ import csv
 import hashlib
 import re
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote_plus
 
 import nbformat
@@ -30,13 +31,16 @@ from pidgin_cli.reports.text import visible
 
 __all__ = ["pidgin"]
 
+notebooks: Any = nbformat
+"""It comes without types."""
+
 
 @pytest.mark.parametrize("case", CASES)
 def test_no_record_is_too_odd(case: str, tmp_path: Path) -> None:
     """Every step is done for every kind of record, and every text stands whole in transcript and report."""
     root, folder = CASES[case](tmp_path)
     all_done(post_process(root, folder))
-    nbformat.validate(nbformat.read(folder.path / "notebook.ipynb", as_version=4))
+    notebooks.validate(notebooks.read(folder.path / "notebook.ipynb", as_version=4))
     page = Page(folder.path / "report.html")
     for conversation_id, log in folder.logs().items():
         texts = [e.message.content for e in read_record(log).events if isinstance(e, MessageCompleteEvent)]

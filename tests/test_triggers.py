@@ -1,5 +1,6 @@
 """Interventions that wait for a metric, a detector or a state: decided from the record, done once, resumed alike."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -388,9 +389,23 @@ def test_triggers_are_seen_and_judged_before_anything_runs(pidgin: Pidgin) -> No
 
 
 def test_people_see_what_a_trigger_did(pidgin: Pidgin) -> None:
-    """Read out, an intervention names its trigger."""
+    """Read out, in transcript, report and database, an intervention names its trigger."""
     _run(pidgin, SPEC)
     (log,) = logs_in(Path("pidgin_output"))
     said = pidgin("show", log.name.split("_")[1]).out
     assert "script (detector cycle) to everyone:" in said
     assert "script (tokens above 0 for 2 turns): " in said
+    assert (
+        pidgin(
+            "report", "--only", "import", "--only", "transcripts", "--only", "report", log.name.split("_")[1][:8]
+        ).status
+        == 0
+    )
+    folder = log.parent
+    (transcript,) = folder.glob("transcripts/conv_*.md")
+    for page in (transcript, folder / "report.html"):
+        assert "by script (detector cycle), turn" in page.read_text(encoding="utf-8")
+    asked = pidgin("query", "SELECT trigger, value FROM interventions ORDER BY seq", "--json")
+    rows = json.loads(asked.out)
+    assert {row["trigger"] for row in rows} == {"detector cycle", "tokens above 0 for 2 turns"}
+    assert all(row["value"] is not None for row in rows)

@@ -60,12 +60,14 @@ def _processor(
     )
 
 
-def post_process(root: OutputRoot, folder: ExperimentFolder, progress: Progress | None = None) -> dict[str, str]:
-    """Everything that is done with an experiment when it has ended; gives the outcome of each step.
+def post_process(
+    root: OutputRoot, folder: ExperimentFolder, progress: Progress | None = None, only: Collection[str] = ()
+) -> dict[str, str]:
+    """All that is done with an experiment when it has ended, or some steps of it; gives the outcome of each.
 
     Call it from a thread in which no event loop is running. Raises LogError when the disk takes nothing.
     """
-    return _processor(root, folder, progress).run()
+    return _processor(root, folder, progress).run(only)
 
 
 def make_pages(

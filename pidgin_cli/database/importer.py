@@ -637,7 +637,7 @@ _SELECTS = {
     "interventions": f"""
         SELECT {_WHOSE}, _seq AS seq, _at AS happened_at, turn_number, coalesce(message_index, 0) AS message_index,
             source, coalesce(kind, 'inject') AS kind, audience, agent_id, text, before, after, edited_index, turns,
-            nullif(placement, '') AS placement
+            nullif(placement, '') AS placement, trigger, value
         FROM InterventionEvent
         """,
     "errors": """

@@ -448,10 +448,20 @@ def m003_versions_of_metrics(con: duckdb.DuckDBPyConnection) -> None:
         con.execute(f"COMMENT ON COLUMN message_metrics.{name} IS {literal(meaning)}")
 
 
+def m004_triggers_of_interventions(con: duckdb.DuckDBPyConnection) -> None:
+    for name, kind, meaning in (
+        ("trigger", "VARCHAR", "What the turn before had met for it; NULL: it was tied to a turn, or done by hand."),
+        ("value", "DOUBLE", "Of the metric or detector that did; NULL for a state."),
+    ):
+        con.execute(f"ALTER TABLE interventions ADD COLUMN {name} {kind}")
+        con.execute(f"COMMENT ON COLUMN interventions.{name} IS {literal(meaning)}")
+
+
 MIGRATIONS: tuple[Callable[[duckdb.DuckDBPyConnection], None], ...] = (
     m001_first_tables,
     m002_computed_metrics,
     m003_versions_of_metrics,
+    m004_triggers_of_interventions,
 )
 """In the order in which they are applied; the number of those applied is the version of a database."""
 

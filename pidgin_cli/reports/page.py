@@ -173,7 +173,8 @@ def _items(events: Sequence[Event], shared: int) -> Iterator[_Item]:
 
 
 def _intervention(event: InterventionEvent) -> str:
-    by = f"by {event.source}, turn {event.turn_number}"
+    why = "" if event.trigger is None else f" ({event.trigger})"
+    by = f"by {event.source}{why}, turn {event.turn_number}"
     match event.kind:
         case "inject":
             return f"put in {by}, seen by {', '.join(event.audience) or 'nobody'}"

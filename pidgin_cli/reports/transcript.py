@@ -214,7 +214,8 @@ class _Transcript:
 
     def _intervention(self, event: InterventionEvent) -> None:
         whom = self.name(event.agent_id) if event.agent_id is not None else Markdown("")
-        by = f"by {inline(event.source)}, turn {event.turn_number}"
+        why = "" if event.trigger is None else f" ({inline(event.trigger)})"
+        by = f"by {inline(event.source)}{why}, turn {event.turn_number}"
         before = said(event.before) if event.before is not None else Markdown("*(none)*")
         after = said(event.after) if event.after is not None else Markdown("*(none)*")
         change = f"before:\n\n{quoted(before)}\n\nfrom here on:\n\n{quoted(after)}"
