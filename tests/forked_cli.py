@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -120,16 +121,23 @@ def run_plain(argv: Sequence[str], kill: KillWhen | None = None) -> Done:
     """The same in an ordinary `python -m pidgin_cli`."""
     command = [sys.executable, "-m", "pidgin_cli", *argv]
     watch = None if kill is None else _Watch(kill)
-    with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
+    with tempfile.TemporaryFile("w+") as said:  # a pipe would fill up while nobody reads it
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PIDGIN_POST_PROCESSING": "off"},
+        )
         deadline = time.monotonic() + DEADLINE_S
         while watch is not None and process.poll() is None and not watch.now() and time.monotonic() < deadline:
             time.sleep(POLL_S)
         killed_at = time.time()
         if watch is not None:
             process.kill()
-        output, _ = process.communicate(timeout=DEADLINE_S)
+        process.wait(timeout=DEADLINE_S)
+        said.seek(0)
+        output = said.read()
     return Done(process.returncode, output, killed_at)
 
 

@@ -23,15 +23,8 @@ from pidgin_cli.metrics.catalogue import METRICS, RATES, Value, is_short, messag
 from pidgin_cli.metrics.convergence import PROFILES, Weights, custom
 from pidgin_cli.metrics.engine import Engine, Reply, measure, wide
 from pidgin_cli.metrics.lexicon import LSM_CATEGORIES, Lexicon, english
-from pidgin_cli.metrics.offline import (
-    burrows_delta,
-    convergence_index,
-    determinism,
-    offline,
-    recurrence,
-    states,
-    summarise,
-)
+from pidgin_cli.metrics.offline import determinism, offline, read, recurrence, states, summarise
+from pidgin_cli.metrics.others import Corrected, burrows_delta, convergence_index, profile
 from pidgin_cli.metrics.reading import SEQUENCE_LIMIT, Reading, Vocabulary
 from pidgin_cli.metrics.semantics import SEMANTIC, semantics
 from pidgin_cli.metrics.tokens import graphemes, prepare, sentences, tokenize, tokens_in
@@ -199,12 +192,12 @@ def test_long_conversations_stay_exact() -> None:
 
 def test_bigram_entropy() -> None:
     """Uncertainty about the second word given the first, within messages; none when it always follows."""
-    assert wide(offline([("a", "tick tock " * 60)])[1])["bigram_cond_entropy"] == 0
+    assert wide(offline(read([("a", "tick tock " * 60)]).readings)[1])["bigram_cond_entropy"] == 0
     text = " ".join(f"coin {side}" for side in ["heads", "tails"] * 60)
-    entropy = wide(offline([("a", text)])[1])["bigram_cond_entropy"]
+    entropy = wide(offline(read([("a", text)]).readings)[1])["bigram_cond_entropy"]
     # After coin one bit, after a side none; half of the bigrams begin with coin.
     assert entropy == pytest.approx(120 / 239)
-    assert wide(offline([("a", "tick tock")])[1])["bigram_cond_entropy"] is None
+    assert wide(offline(read([("a", "tick tock")]).readings)[1])["bigram_cond_entropy"] is None
 
 
 WHITESPACE_METRICS = {
@@ -231,7 +224,7 @@ def test_rows_hold_the_catalogue() -> None:
     rows, conversation = measure(_alternating([_prose(60), _prose(60, 1)]))
     assert [list(row) for row in rows] == [list(LIVE)] * 2
     assert {found.name for found in conversation} == {m.name for m in METRICS.values() if m.when == "end"}
-    per_message, ended = offline(_alternating([_prose(60), _prose(60, 1)]))
+    per_message, ended = offline(read(_alternating([_prose(60), _prose(60, 1)])).readings)
     semantic, path = semantics([("a", None)])
     of_others = {"convergence_index", "convergence_surrogates", "convergence_index_mean", "convergence_index_slope"}
     of_states = {"end_state", "n_state_entries", "recovered", "first_passage", "dwell"}
@@ -262,7 +255,7 @@ def _check(name: str, value: Value) -> None:
 def test_values_fit_the_registry(talk: Talk) -> None:
     """Every value has the type and lies in the range that the catalogue gives it; NULL only where it may be."""
     rows, conversation = measure(talk, "ab")
-    per_message, ended = offline(talk)
+    per_message, ended = offline(read(talk).readings)
     for row in (*rows, *per_message):
         for name, value in row.items():
             _check(name, value)
@@ -568,28 +561,32 @@ def test_profiles_sum_to_one() -> None:
     assert Weights._fields == ("content", "structure", "sentences", "length", "punctuation")
 
 
+def _corrected(talks: dict[str, Talk], **options: Any) -> dict[str, list[Corrected]]:
+    return convergence_index({name: profile(read(talk)) for name, talk in talks.items()}, **options)
+
+
 def test_convergence_index() -> None:
     """Corrected for chance: about 0 between strangers, 1 for copies, NULL below 5 conversations, seeded."""
     strangers = {f"talk-{talk}": _alternating(_prose(60, 100 * talk + turn) for turn in range(6)) for talk in range(12)}
-    found = convergence_index(strangers, lexicon=english())
+    found = _corrected(strangers)
     index = [each.value for row in found.values() for each in row if each.value is not None]
     assert len(index) == 12 * 5
     assert abs(sum(index) / len(index)) < 0.05
     assert {row[0].surrogates for row in found.values()} == {None}
     assert {each.surrogates for row in found.values() for each in row[1:]} == {11}
     copies = {name: [*talk[:1], ("b", talk[0][1])] for name, talk in strangers.items()}
-    assert [row[1].value for row in convergence_index(copies, lexicon=english()).values()] == pytest.approx([1] * 12)
+    assert [row[1].value for row in _corrected(copies).values()] == pytest.approx([1] * 12)
     few = dict(list(strangers.items())[:4])
-    assert {each for row in convergence_index(few).values() for each in row} == {(None, None)}
+    assert {each for row in _corrected(few).values() for each in row} == {(None, None)}
 
 
 def test_convergence_index_does_not_know_the_order() -> None:
     """Conversations in another order give the same numbers, also where strangers are drawn; another seed does not."""
     talks = {f"t{n}": _alternating(_prose(30, 10 * n + turn) for turn in range(3)) for n in range(30)}
-    found = convergence_index(talks)
-    assert found == convergence_index(dict(reversed(talks.items())))
+    found = _corrected(talks)
+    assert found == _corrected(dict(reversed(talks.items())))
     assert {each.surrogates for row in found.values() for each in row[1:]} == {20}
-    assert found != convergence_index(talks, seed=1)
+    assert found != _corrected(talks, seed=1)
 
 
 def test_convergence_grows_where_it_is_planted() -> None:
@@ -603,7 +600,7 @@ def test_convergence_grows_where_it_is_planted() -> None:
             old = texts[-1].split()
             texts.append(" ".join(b if rng.random() < turn / 8 else a for a, b in zip(fresh, old, strict=False)))
         talks[str(talk)] = _alternating(texts)
-    rows = convergence_index(talks, lexicon=english()).values()
+    rows = _corrected(talks).values()
     by_turn = [[row[turn].value for row in rows] for turn in range(1, 8)]
     means = [sum(values) / len(values) for values in by_turn]  # type: ignore[arg-type]
     assert means[0] < 0.25
@@ -615,11 +612,11 @@ def test_what_a_branch_shares_is_no_stranger() -> None:
     """Branches of one conversation are not held against the beginning that all of them have in common."""
     beginning = _alternating(_prose(40, seed) for seed in range(2))
     talks = {str(n): [*beginning, ("a", _prose(40, 10 + n)), ("b", _prose(40, 30 + n))] for n in range(6)}
-    found = convergence_index(talks, shared=dict.fromkeys(talks, 2))
+    found = _corrected(talks, shared=dict.fromkeys(talks, 2))
     assert {row[2] for row in found.values()} == {(None, 0)}
     assert {row[3].surrogates for row in found.values()} == {5}
     origin = {"origin": [*beginning, ("a", _prose(40, 99))]}
-    assert convergence_index(talks | origin, shared=dict.fromkeys(talks, 2))["0"][2] == (None, 0)
+    assert _corrected(talks | origin, shared=dict.fromkeys(talks, 2))["0"][2] == (None, 0)
 
 
 def test_states_of_a_conversation() -> None:
@@ -646,19 +643,19 @@ def test_recurrence() -> None:
     """Two sentences said in turn over and over recur at every second message, all on diagonals."""
     loop = ["the silence sings and the one knows the one", "we dance the eternal dance of all that is and was"]
     talk = _alternating(loop * 4)
-    values = wide(offline(talk)[1])
+    values = wide(offline(read(talk).readings)[1])
     assert values["recurrence_rate"] == pytest.approx(12 / 28)
     assert values["determinism"] == 1
     shingles = [Reading(text, "a", 0, Vocabulary()).shingles for text in ("", "a b", "c d", "")]
     points = recurrence(shingles)
     assert points.sum() == 1
     assert determinism(points) == 0
-    assert wide(offline(talk[:3])[1])["recurrence_rate"] is None
+    assert wide(offline(read(talk[:3]).readings)[1])["recurrence_rate"] is None
 
 
 def test_own_windows() -> None:
     """Verbatim repetition: one text in effect, Self-BLEU 1; NULL below three messages."""
-    rows, _ = offline([("a", "we meet again at the old gate")] * 4)
+    rows, _ = offline(read([("a", "we meet again at the old gate")] * 4).readings)
     assert [row["vendi_w8"] for row in rows] == [None, None, pytest.approx(1), pytest.approx(1)]
     assert [row["self_bleu4_w8"] for row in rows] == [None, None, pytest.approx(1), pytest.approx(1)]
 
@@ -666,7 +663,7 @@ def test_own_windows() -> None:
 def test_vader_needs_its_package() -> None:
     """With the package the compound score stands there, where there are English words."""
     pytest.importorskip("vaderSentiment")
-    rows, _ = offline([("a", "This is a wonderful, happy day!"), ("b", "🌀"), ("a", "你好，世界。")])
+    rows, _ = offline(read([("a", "This is a wonderful, happy day!"), ("b", "🌀"), ("a", "你好，世界。")]).readings)
     assert rows[0]["sentiment_vader"] > 0.5  # type: ignore[operator]
     assert [row["sentiment_vader"] for row in rows[1:]] == [None, None]
 
@@ -675,11 +672,11 @@ def test_burrows_delta() -> None:
     """Two agents who write alike are nearer than two who do not; short texts give NULL."""
     alike = _alternating(_prose(200, seed) for seed in range(6))
     unlike = [("a", _prose(200, 1)), ("b", "we do not know it " * 80), ("a", _prose(200, 2))]
-    first, second, third = burrows_delta([alike, unlike, alike[:1]])
+    first, second, third = burrows_delta([profile(read(talk)) for talk in (alike, unlike, alike[:1])])
     assert set(first) == set(second) == {("a", "b")}
     assert first["a", "b"] < second["a", "b"]  # type: ignore[operator]
     assert third == {}
-    assert burrows_delta([_alternating(["short"] * 2)]) == [{("a", "b"): None}]
+    assert burrows_delta([profile(read(_alternating(["short"] * 2)))]) == [{("a", "b"): None}]
 
 
 def test_summaries() -> None:

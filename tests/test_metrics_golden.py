@@ -12,8 +12,9 @@ import pytest
 from pidgin_cli.metrics import formulas as f
 from pidgin_cli.metrics.engine import Engine, measure
 from pidgin_cli.metrics.lexicon import LSM_CATEGORIES
-from pidgin_cli.metrics.offline import offline, self_bleu4, vendi, vendi_score
+from pidgin_cli.metrics.offline import offline, read
 from pidgin_cli.metrics.tokens import emoji_in, fold_skin_tone, graphemes, tokenize
+from pidgin_cli.metrics.windows import vendi_score
 
 GOLDEN: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "golden_metrics.json").read_text("utf-8"))
 TEXTS: dict[str, Any] = {**GOLDEN["texts"], **GOLDEN["edge_cases"]}
@@ -131,7 +132,7 @@ def test_readability(key: str) -> None:
 def test_vader(key: str) -> None:
     """With its package installed, the compound score of VADER is handed on as it is."""
     pytest.importorskip("vaderSentiment")
-    rows, _ = offline([("a", TEXTS[key]["text"])])
+    rows, _ = offline(read([("a", TEXTS[key]["text"])]).readings)
     assert rows[0]["sentiment_vader"] == pytest.approx(TEXTS[key]["raw"]["vader"]["compound"], abs=1e-9)
 
 
@@ -202,10 +203,11 @@ def test_sets(key: str) -> None:
     tokens = [tokenize(text) for text in documents["documents"]]
     assert tokens == documents["tokens"]
     bleu = "nltk via vendi_score.text_utils.self_bleu (method1, all other docs as refs, mean)"
-    assert self_bleu4(tokens) == pytest.approx(documents["values"]["self_bleu4"][bleu], abs=1e-9)
+    rows, _ = offline(read([("a", text) for text in documents["documents"]]).readings)
+    assert rows[-1]["self_bleu4_w8"] == pytest.approx(documents["values"]["self_bleu4"][bleu], abs=1e-9)
     score = documents["values"]["vendi_1gram_cosine"]["vendi_score.vendi.score_K(K,q=1)"]
     bags = [Counter(each) for each in tokens]
-    assert vendi(bags) == pytest.approx(score, abs=1e-8)
+    assert rows[-1]["vendi_w8"] == pytest.approx(score, abs=1e-8)
     kernel = [[f.cosine(one, two) for two in bags] for one in bags]
     assert np.allclose(np.array(kernel, dtype=float), documents["kernel_unigram_cosine"], atol=1e-9)
 

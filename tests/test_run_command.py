@@ -75,9 +75,10 @@ def stories(folder: ExperimentFolder) -> dict[str, Any]:
 
 
 def command(*args: str | Path) -> subprocess.CompletedProcess[str]:
-    """A command line in a process of its own."""
+    """A command line in a process of its own, without pages at the end."""
     argv = [sys.executable, "-m", "pidgin_cli", *map(str, args)]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+    environment = os.environ | {"PIDGIN_POST_PROCESSING": "off"}
+    return subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False, env=environment)
 
 
 def gone(root: Path, folder: ExperimentFolder) -> bool:

@@ -8,7 +8,7 @@ from .convergence import Weights, convergence
 from .lexicon import LSM_CATEGORIES
 from .reading import SEQUENCE_LIMIT, Reading, held, matches
 
-__all__ = ["against_partner", "likeness", "parts", "token_indel", "trigram_jaccard"]
+__all__ = ["LSM_LEAST", "against_partner", "parts", "token_indel", "trigram_jaccard"]
 
 LSM_LEAST = 25
 """Tokens that each side needs for a style comparison."""
@@ -24,7 +24,8 @@ def _matches(now: Reading, other: Reading) -> list[int]:
 
 
 def _comparable(now: Reading, other: Reading) -> bool:
-    return max(len(now.tokens), len(other.tokens)) <= SEQUENCE_LIMIT
+    # A conversation of more types than there are characters cannot be coded.
+    return all(len(each.coded) == len(each.tokens) <= SEQUENCE_LIMIT for each in (now, other))
 
 
 def token_indel(now: Reading, other: Reading) -> float | None:
@@ -137,16 +138,6 @@ def against_partner(now: Reading, partner: Reading | None, weights: Weights) -> 
             if min(len(now.data), len(partner.data)) >= 100
             else None
         ),
-    }
-
-
-def likeness(now: Reading, other: Reading) -> dict[str, float | None]:
-    """The parts of `convergence_index`."""
-    return {
-        "cosine_tf": f.cosine(now.counts, other.counts),
-        "lsm_nz": _lsm(now, other)[1],
-        "indel_partner": token_indel(now, other),
-        "structure_cosine": f.vector_cosine(now.structure, other.structure),
     }
 
 

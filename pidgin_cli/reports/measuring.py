@@ -24,8 +24,9 @@ from pidgin_cli.eventlog.folder import ExperimentFolder, OutputRoot
 from pidgin_cli.eventlog.log import read_record
 from pidgin_cli.metrics.catalogue import METRICS_VERSION, PLUGINS, message_metrics
 from pidgin_cli.metrics.engine import wide
-from pidgin_cli.metrics.lexicon import LEXICON_VERSION, english
-from pidgin_cli.metrics.offline import LEAST_CONVERSATIONS, burrows_delta, convergence_index, offline, states, summarise
+from pidgin_cli.metrics.lexicon import LEXICON_VERSION
+from pidgin_cli.metrics.offline import offline, read, states, summarise
+from pidgin_cli.metrics.others import LEAST_CONVERSATIONS, Profile, burrows_delta, convergence_index, profile
 from pidgin_cli.metrics.semantics import LEXICAL_HASH, hashed, semantics, topics
 from pidgin_cli.metrics.tokens import TOKENIZER_VERSION
 from pidgin_cli.providers.embeddings import OFFLINE, Spent, check_choice, open_model
@@ -157,6 +158,7 @@ class _Texts:
         }
         self._there = {(row["conversation_id"], row["part"]): row for row in store.metrics.computed(self._id)}
         self._states: dict[str, dict[int, tuple[str | None, int | None]]] = {}
+        self._profiles: dict[str, Profile] = {}
         self._all = sorted(
             (name, row["log_sha256"], row["arm"], row["invalid"], row["origin_conversation_id"])
             for name, row in self._rows.items()
@@ -183,6 +185,11 @@ class _Texts:
 
     def _talk(self, name: str) -> list[tuple[str, str]]:
         return [(row["agent_id"], row["content"]) for row in self._said[name]]
+
+    def _profile(self, name: str) -> Profile:
+        if name not in self._profiles:
+            self._profiles[name] = profile(read(self._talk(name)))
+        return self._profiles[name]
 
     def _own(self, name: str, values: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
         """Values in the order of the messages, by the index of those that are the conversation's own."""
@@ -258,7 +265,9 @@ class _Texts:
         found = []
         for place, name in enumerate(stale, 1):
             self._progress(f"{place} of {len(stale)} conversations")
-            rows, summaries = offline(self._talk(name))
+            texts = read(self._talk(name))
+            self._profiles[name] = profile(texts)
+            rows, summaries = offline(texts.readings)
             values = [
                 row | {"error_kind": kinds.get((name, message["message_index"]))}
                 for row, message in zip(rows, self._said[name], strict=True)
@@ -290,8 +299,7 @@ class _Texts:
         messages: dict[str, list[dict[str, Any]]] = {}
         for names in arms.values():
             index = convergence_index(
-                {name: self._talk(name) for name in names},
-                lexicon=english(),
+                {name: self._profile(name) for name in names},
                 shared=shared,
                 progress=lambda done, of: self._progress(f"surrogates of {done} of {of} conversations"),
             )
@@ -307,9 +315,7 @@ class _Texts:
         deltas = dict(
             zip(
                 compared,
-                burrows_delta(
-                    [[(row["agent_id"], row["content"]) for row in self._said[name] if row["own"]] for name in compared]
-                ),
+                burrows_delta([self._profile(name) for name in compared], shared=[shared[name] for name in compared]),
                 strict=True,
             )
         )
@@ -445,4 +451,4 @@ def _error_kinds(errors: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], s
 
 
 def _has_vader() -> bool:
-    return bool(offline([("a", "good")])[0][0]["sentiment_vader"])
+    return bool(offline(read([("a", "good")]).readings)[0][0]["sentiment_vader"])
