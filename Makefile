@@ -35,24 +35,26 @@ $(READY): requirements-dev.txt pyproject.toml
 	@$(PIP) --no-deps --no-build-isolation -e .
 	@printf '%s\n' "$$(pwd)" $(call quoted,$(PYTHON)) > $@
 
-demo: $(READY) ## a conversation and a small experiment on the built-in model, and a look at their records
-	@$(PIDGIN) chat -a 'local:test?words=25&chunk_ms=15&name=Wren' -b 'local:test?words=25&chunk_ms=15&echo=0.4&name=Finch' \
-	  --choose-names -t 4 --seed 7 -n demo -p 'What would you like to find out?' -o pidgin_output
-	@id=$$($(PIDGIN) list --json -o pidgin_output | $(PY) -c 'import json, sys; print(json.load(sys.stdin)[0]["experiment_id"])') && \
-	  printf '\nThe record: %s\n' pidgin_output/experiments/experiment_"$$id"_*/ && \
-	  printf '\n$$ pidgin list\n' && $(PIDGIN) list -o pidgin_output && \
-	  printf '\n$$ pidgin show %s\n' "$$id" && $(PIDGIN) show "$$id" -o pidgin_output | sed -n '1,13p; 14s/.*/…/p' && \
-	  printf '\n$$ tail -n 1 …_events.jsonl\n' && tail -n 1 pidgin_output/experiments/experiment_"$$id"_*/conv_*_events.jsonl
-	@printf '\n$$ pidgin run demo.yaml --dry-run\n' && $(PIDGIN) run docs/demo.yaml --dry-run -o pidgin_output
-	@name="demo $$(date +%s)" && printf '\n$$ pidgin run demo.yaml\n' && \
+demo: $(READY) ## a conversation and a small experiment on the built-in model, and what comes of them
+	@printf '$$ pidgin chat -a local:test -b local:test -t 2 …\n' && \
+	  $(PIDGIN) chat -a 'local:test?words=25&chunk_ms=15&name=Wren' -b 'local:test?words=25&chunk_ms=15&echo=0.4&name=Finch' \
+	  --choose-names -t 2 --seed 7 -n demo -p 'What would you like to find out?' -o pidgin_output
+	@printf '\n$$ tail -n 1 …_events.jsonl\n' && tail -n 1 "$$(ls -t pidgin_output/experiments/*/conv_*_events.jsonl | head -n 1)"
+	@printf '\n$$ pidgin run demo.yaml --dry-run\n' && $(PIDGIN) run docs/demo.yaml --dry-run -o pidgin_output | sed '/^order/,$$d'
+	@name="demo $$(date +%s)" && printf '$$ pidgin run demo.yaml\n' && \
 	  $(PIDGIN) run docs/demo.yaml -n "$$name" -o pidgin_output && \
-	  printf '\n$$ pidgin show demo\n' && $(PIDGIN) show "$$name" -o pidgin_output && \
-	  printf '\n$$ pidgin diff …-1 …-2\n' && id=$$($(PIDGIN) list --json -o pidgin_output | \
-	  $(PY) -c 'import json, sys; print(json.load(sys.stdin)[0]["experiment_id"])') && \
-	  $(PIDGIN) diff "$$id-1" "$$id-2" -o pidgin_output | sed -n '1,16p' && \
-	  printf '\n$$ pidgin words …\n' && $(PIDGIN) words "$$id" -n 5 -o pidgin_output && \
-	  printf '\nIts pages:\n' && cd pidgin_output/experiments/experiment_"$$id"_* && \
-	  for page in report.html README.md notebook.ipynb transcripts figures; do printf '  %s\n' "$$(pwd)/$$page"; done
+	  id=$$($(PIDGIN) list --json -o pidgin_output | $(PY) -c 'import json, sys; print(json.load(sys.stdin)[0]["experiment_id"])') && \
+	  printf '\n$$ pidgin show %s\n' "$$id" && $(PIDGIN) show "$$id" -o pidgin_output | sed '/^conversation/,$$d' && \
+	  query="SELECT arm, state, count(*) AS messages FROM message_metrics m JOIN conversations c USING (conversation_id) \
+	WHERE c.experiment_id = '$$id' GROUP BY ALL ORDER BY ALL" && \
+	  printf '$$ pidgin query "%s"\n' "$$query" && $(PIDGIN) query "$$query" -o pidgin_output && \
+	  printf '\n$$ pidgin compare %s --by b.model --metric convergence --metric first_passage_attractor\n' "$$id" && \
+	  $(PIDGIN) compare "$$id" --by b.model --metric convergence --metric first_passage_attractor -o pidgin_output && \
+	  printf '\n$$ pidgin list\n' && $(PIDGIN) list -o pidgin_output && \
+	  printf '\nIts pages:\n' && \
+	  for page in report.html README.md notebook.ipynb transcripts figures; do \
+	    printf '  %s\n' pidgin_output/experiments/experiment_"$$id"_*/$$page; \
+	  done
 
 test: $(READY) $(MOCK) ## run the tests; ARGS='-k word' chooses some
 	@$(PY) -m pytest $(ARGS)

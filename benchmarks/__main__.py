@@ -298,6 +298,13 @@ def reports(size: Size) -> Iterator[Row]:
     yield from (Row(*row) for row in main(quick=size is QUICK))
 
 
+def measuring(size: Size) -> Iterator[Row]:
+    """What is computed after the run."""
+    from .measuring import main
+
+    yield from (Row(*row) for row in main(quick=size is QUICK))
+
+
 MEASUREMENTS = {
     "rate": rate,
     "latency": latency,
@@ -311,6 +318,7 @@ MEASUREMENTS = {
     "importing": importing,
     "reports": reports,
     "metrics": metrics,
+    "measuring": measuring,
     "detectors": detectors,
 }
 

@@ -15,10 +15,11 @@ from typing import Any
 
 import psutil
 import pytest
-from commands import Pidgin, Record, error_of, pidgin, process, read, record, until
+from commands import Pidgin, Record, Said, error_of, pidgin, process, read, record, until
 from loopback import Reply, Request, loopback_in_thread
 from terminal import DEADLINE_S, ENVIRONMENT
 
+from pidgin_cli.cli.app import cli
 from pidgin_cli.conversation.control import Control
 from pidgin_cli.core.events import MessageCompleteEvent
 from pidgin_cli.eventlog.log import read_record
@@ -523,12 +524,21 @@ def test_doctor(pidgin: Pidgin, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_version_and_help(pidgin: Pidgin) -> None:
-    """--version prints it; every command has help with an example."""
+    """--version prints it; help lists every command once, in one whole line; each has help with an example."""
     assert re.fullmatch(r"pidgin, version \d+\.\d+\.\d+\n", pidgin("--version").out)
-    commands = re.findall(r"^  (\w+)  +\S", pidgin("--help").out.partition("Commands:")[2], re.MULTILINE)
-    assert {"chat", "resume", "list", "show", "rebuild", "doctor", "completion"} <= set(commands)
-    for command in commands:
+    listed = re.findall(r"^  (\w+)  +(\S.*)", pidgin("--help").out, re.MULTILINE)
+    assert sorted(name for name, _ in listed) == sorted(n for n, command in cli.commands.items() if not command.hidden)
+    assert [text for _, text in listed if text.endswith("...")] == []
+    for command, _ in listed:
         assert re.search(r"Example:\s+\S*.*pidgin", pidgin(command, "--help").out), command
+
+
+@pytest.mark.parametrize("group", [(), ("keys",), ("cache",), ("spec",)])
+def test_groups_without_a_command(pidgin: Pidgin, group: tuple[str, ...]) -> None:
+    """Without a command its help is shown, which is no error message, and none of its lines is cut."""
+    said = pidgin(*group)
+    assert said == Said(2, "", pidgin(*group, "--help").out)
+    assert "..." not in said.err.replace("[ARGS]...", "")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

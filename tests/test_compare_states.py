@@ -16,11 +16,14 @@ from rich.cells import cell_len
 from rich.console import Console
 from runs import make, said, start
 
+from pidgin_cli.cli.database import open_store
 from pidgin_cli.core.events import ConversationEndEvent, Event, Totals, TurnCompleteEvent
 from pidgin_cli.core.types import EndReason, Status
 from pidgin_cli.eventlog.folder import OutputRoot
 from pidgin_cli.metrics.statistics import compare_groups, compare_shares, mixed_model
 from pidgin_cli.monitor.comparison import Contrast, Effects, Row, as_rows, print_effects
+from pidgin_cli.reports.figures import draw
+from pidgin_cli.reports.study import Study
 
 __all__ = ["pidgin"]
 
@@ -94,12 +97,12 @@ def test_shares_and_turns_to_a_state(pidgin: Pidgin, two: None) -> None:
         (4, 2, 1),
         (3, 3, 0),
     ]
-    assert time["horizon"] == 3
+    assert time["horizon"] == 6
     assert (time["median_a"], time["median_b"]) == (4, km[1].median_survival_time_)
-    # Without the state: all of 4 for two turns, 3 of 4 for the third; all, 2 of 3, and 1 of 3.
-    assert (time["mean_a"], time["mean_b"]) == (pytest.approx(2 + 3 / 4), pytest.approx(1 + 2 / 3 + 1 / 3))
-    assert time["difference"] == pytest.approx(-0.75)
-    assert (time["incidence_a"], time["incidence_b"]) == (0.25, pytest.approx(1))
+    # Without the state: all of 4 for two turns, 3/4 for two more, then half of that; all, 2 of 3, and 1 of 3.
+    assert (time["mean_a"], time["mean_b"]) == (pytest.approx(2 + 2 * 3 / 4 + 2 * 3 / 8), pytest.approx(2))
+    assert time["difference"] == pytest.approx(-2.25)
+    assert (time["incidence_a"], time["incidence_b"]) == (0.5, pytest.approx(1))
     printed = pidgin("compare", "one", "two").out
     assert "up to 1 that ended otherwise before" in printed
     asked = [f"--metric={name}" for name in ("incidence_cycle", "first_passage_emoji_collapse", "ended_stop_request")]
@@ -110,6 +113,23 @@ def test_shares_and_turns_to_a_state(pidgin: Pidgin, two: None) -> None:
     assert {"incidence_echo", "first_passage_cycle", "ended_detector", "ended_turn_limit"} < set(everything)
     assert "incidence_silence" not in everything
     assert "incidence_cycle" in error_of(pidgin("compare", "one", "two", "--metric", "incidence_cycl"))
+
+
+def test_report_and_comparison_tell_the_same_times(root: OutputRoot, pidgin: Pidgin) -> None:
+    """The survival figure dates states back to their onset, as `compare` does: same times, means and p value."""
+    x, y = [{8: ("cycle(2)", 2)}, {9: ("cycle(2)", 4)}], [{}, {7: ("echo", 6)}]
+    talks = [talk(6, states, arm=arm) for arm, each in (("x", x), ("y", y)) for states in each]
+    make(root, "aaaaaaaa", talks, name="study")
+    asked = ("--json", "--metric", "first_passage_attractor")
+    (time,) = json.loads(pidgin("compare", "study", "--by", "arm", *asked).out)
+    with open_store(root) as store:
+        figure = draw(Study.load(store, "aaaaaaaa"), "survival")
+    entered = {(row[0], row[1]): row[3] for row in figure.rows if row[3]}
+    assert entered == {("x", 2): 1, ("x", 3): 1, ("y", 4): 1}
+    assert (time["median_a"], time["median_b"], time["horizon"]) == (2, 4, 6)
+    assert (time["mean_a"], time["mean_b"]) == (2.5, 5)
+    assert "up to turn 6 (± its standard error): x 2.5 ± 0.4, y 5.0 ± 0.7." in figure.caption
+    assert f"Log-rank test of the arms: p = {time['p']:.2g}." in figure.caption
 
 
 def test_every_row_has_the_same_keys(pidgin: Pidgin, two: None) -> None:

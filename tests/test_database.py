@@ -87,7 +87,7 @@ def contents(store: EventStore, conversation_id: str) -> list[str]:
 
 
 @given(texts=st.lists(TEXT, min_size=1, max_size=6), name=TEXT)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_words_in_the_database_are_those_of_the_log(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str], name: str
 ) -> None:
@@ -263,7 +263,7 @@ def test_things_beside_the_messages(tmp_path: Path) -> None:
     ),
     live=st.booleans(),
 )
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_status_is_that_of_the_fold(tmp_path_factory: pytest.TempPathFactory, steps: list[Event], live: bool) -> None:
     """The status in the database is what `run_state` makes of the events; running without a runner is interrupted."""
     root = OutputRoot(tmp_path_factory.mktemp("root"))

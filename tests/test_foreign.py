@@ -220,6 +220,17 @@ def test_a_folder_becomes_one_experiment_and_only_once(pidgin: Pidgin, tmp_path:
     assert [(row["arm"], row["repetition"]) for row in rows] == [("a_b_cli", 1), ("a_b_cli", 2), ("a_c_x", 1)]
     assert len(json.loads(pidgin("list", "--json").out)) == 1
     assert pidgin("verify").status == 0
+    # What its pages say is what is known: neither a seed nor a time, and no file that is not there.
+    assert pidgin("report", "my-talks", "--only", "transcripts", "--only", "readme").status == 0
+    (folder,) = OutputRoot(Path("pidgin_output")).folders()
+    readme = (folder.path / "README.md").read_text()
+    assert "when they were held is not known" in readme
+    assert "(spec.yaml)" not in readme
+    page = (folder.path / "transcripts" / f"conv_{folder.experiment_id}-1.md").read_text()
+    assert "| taken in from | a\\_b\\_cli\\_20241018\\_000001.txt |" in page
+    assert "| dated | 20241018\\_000001 |" in page
+    assert "| seed |" not in page
+    assert " UTC" not in page
 
 
 def test_folders_of_the_earlier_pidgin(pidgin: Pidgin, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import base64
 import csv
 import hashlib
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote_plus
@@ -13,7 +14,7 @@ import nbformat
 import pytest
 from commands import Pidgin, pidgin
 from pages import CASES, HOSTILE, Page, all_done, end, made, rendered, talk
-from runs import start
+from runs import make, start
 from support import converse, experiment
 
 from pidgin_cli.cli.database import open_store
@@ -21,6 +22,7 @@ from pidgin_cli.cli.reports import post_process
 from pidgin_cli.core.events import (
     MessageCompleteEvent,
 )
+from pidgin_cli.core.types import Status
 from pidgin_cli.eventlog.folder import OutputRoot
 from pidgin_cli.eventlog.log import read_record
 from pidgin_cli.metrics.statistics import wilson
@@ -157,6 +159,26 @@ def test_without_metrics_the_figures_say_why_they_are_not_there(tmp_path: Path) 
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("models", "said"),
+    [
+        (("local:test?fail=auth@1", "local:test"), {"end_reasons": "all conversations are invalid"}),
+        (("local:silent", "local:silent"), {"convergence": "no two agents have said what can be compared"}),
+    ],
+)
+async def test_a_figure_that_is_not_there_gives_the_right_reason(
+    models: tuple[str, str], said: dict[str, str], tmp_path: Path
+) -> None:
+    """A live run that failed at once, or in which nobody said a word, is not said to lack live metrics."""
+    run = await converse(tmp_path, experiment(*models, metrics="live"))
+    await asyncio.to_thread(post_process, run.root, run.folder, only=("import", "metrics"))
+    with open_store(run.root) as store:
+        study = Study.load(store, run.folder.experiment_id)
+    absent = {name: draw(study, name).absent or "" for name in FIGURES}
+    assert "without live metrics" not in " ".join(absent.values())
+    assert all(absent[name].startswith(reason) for name, reason in said.items())
+
+
 def test_a_damaged_log_is_told_of(tmp_path: Path) -> None:
     """A broken line is left out, and transcript, summary, README and report say so."""
     root, folder = made(tmp_path, talk("One.", "Two."))
@@ -182,6 +204,19 @@ def test_hostile_replies_of_a_real_run(pidgin: Pidgin) -> None:
     assert "\x07" not in printed
     assert "<script" not in printed
     assert "*(empty: nothing was said)*" in printed
+
+
+def test_the_commands_of_the_readme_run(pidgin: Pidgin) -> None:
+    """What the README of an experiment with two arms says to go on with, works as it stands."""
+    root = OutputRoot(Path("pidgin_output"))
+    arms = [[start(turns=1, arm=arm), *talk("One two.", "Three.")[1:]] for arm in ("x", "x", "y", "y")]
+    folder = make(root, "abcdefgh", arms, status=Status.COMPLETED)
+    all_done(post_process(root, folder))
+    commands = (folder.path / "README.md").read_text().rpartition("```sh\n")[2].partition("```")[0].splitlines()
+    assert len(commands) == 6
+    for command in commands:
+        name, *words = shlex.split(command)
+        assert (name, pidgin(*words).status) == ("pidgin", 0), command
 
 
 def test_an_outlier_does_not_flatten_the_convergence(tmp_path: Path) -> None:

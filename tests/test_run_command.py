@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -139,6 +140,20 @@ def test_a_dry_run_asks_nothing(pidgin: Pidgin, tmp_path: Path) -> None:
     assert [each["number"] for each in plan["order"]] == [1, 2, 3, 4]
     assert Counter(each["arm"] for each in plan["order"][:2]) == {"a.temperature=0.2": 1, "a.temperature=1": 1}
     assert not list((tmp_path / "pidgin_output").glob("experiments/experiment_*"))
+
+
+def test_a_dry_run_needs_no_key(pidgin: Pidgin) -> None:
+    """What a study would cost is shown without keys, which are named; the budget is then not vouched for."""
+    flags = ("run", "-a", "claude", "-b", "gpt", "-t", "3", "--max-tokens", "100", "--budget", "5")
+    shown = pidgin(*flags, "--dry-run", "--json")
+    assert shown.status == 0
+    assert re.findall("[A-Z]+_API_KEY", shown.err) == ["ANTHROPIC_API_KEY", "OPENAI_API_KEY"]
+    assert "budget" in shown.err
+    (plan,) = json.loads(shown.out)
+    assert plan["estimate"]["calls"] == 6
+    refused = pidgin(*flags)
+    assert refused.status == 2
+    assert "agent a (anthropic:" in refused.err
 
 
 def test_a_part_of_the_plan(pidgin: Pidgin, tmp_path: Path) -> None:

@@ -413,6 +413,10 @@ def test_times_of_two_groups() -> None:
     assert (censored.difference, censored.horizon) == (0, 4)
     nobody = compare_times([None], b)
     assert (nobody.n, nobody.horizon, nobody.difference, nobody.incidence) == ((0, 3), None, None, (None, None))
+    # Where all have had it there is nothing more to see: the means go on to the limit of the others.
+    early = compare_times([Passage(5, True)] * 4, [Passage(12, False)] * 4)
+    assert [early.horizon, early.difference, *(mean and mean.value for mean in early.means)] == [12, 7, 5, 12]
+    assert compare_times([Passage(5, True)] * 2, [Passage(3, True)]).horizon == 5
 
 
 def test_many_tests_are_statsmodels() -> None:

@@ -26,6 +26,7 @@ from pidgin_cli.eventlog.state import run_state
 from pidgin_cli.experiments.registry import living_runner
 from pidgin_cli.metrics.detectors import NORMAL, STATES
 from pidgin_cli.metrics.formulas import theil_sen
+from pidgin_cli.metrics.passages import ATTRACTOR, entered, passage
 from pidgin_cli.metrics.statistics import (
     MixedModel,
     Omnibus,
@@ -58,7 +59,7 @@ from pidgin_cli.metrics.tokens import TOKENIZER_VERSION, tokenize
 from pidgin_cli.metrics.words import STOP_WORDS_VERSION, Order, WordUse, stop_words, word_table
 from pidgin_cli.monitor.chat import count
 from pidgin_cli.monitor.comparison import Contrast, Effects, Row, as_rows, print_effects, render_html
-from pidgin_cli.monitor.console import make_console
+from pidgin_cli.monitor.console import make_console, print_prose
 from pidgin_cli.monitor.text import one_line, visible
 
 from .database import open_store
@@ -176,7 +177,7 @@ def show_words(target: str, output: Path | None, options: Mapping[str, Any]) -> 
         console.print(_word_table(kind, table[:shown]) if table else f"no {kind}{'s' * (kind == 'word')}")
     console.print()
     for sentence in _how_counted(kind, order, found, filtered=filtered):
-        console.print(sentence, style="dim", soft_wrap=True)
+        print_prose(console, sentence, "dim")
 
 
 def _transcripts(folder: ExperimentFolder, *, everything: bool) -> _Transcripts:
@@ -279,8 +280,6 @@ HEADLINE = (
 )
 """Stored metrics that are compared when none is named."""
 
-ATTRACTOR = "attractor"
-"""Any state but the normal one."""
 INCIDENCE = {f"incidence_{name}": name for name in (ATTRACTOR, *STATES) if name != NORMAL}
 """Shares of conversations that have entered a state."""
 FIRST_PASSAGE = {f"first_passage_{name}": name for name in (ATTRACTOR, *STATES) if name != NORMAL}
@@ -350,10 +349,6 @@ class _Said(NamedTuple):
     value: float
 
 
-_AT_THE_LIMIT = (None, EndReason.TURN_LIMIT, EndReason.UNKNOWN)
-"""Ends that say nothing of what would have come: the time is censored there."""
-
-
 class _Conversation(NamedTuple):
     row: Mapping[str, Any]
     """Of the table `conversations`."""
@@ -372,12 +367,7 @@ class _Conversation(NamedTuple):
 
     def passage(self, measure: str) -> Passage | None:
         """The turns until a state, or until nothing more was seen of it; None: not known."""
-        if self.entered is None:
-            return None
-        turn, reason = self.entered.get(FIRST_PASSAGE[measure]), self.row["end_reason"]
-        if turn is not None:
-            return Passage(turn, True)
-        return Passage(self.last_turn, False, None if reason in _AT_THE_LIMIT else reason)
+        return passage(self.entered, FIRST_PASSAGE[measure], self.last_turn, self.row["end_reason"])
 
     def value(self, key: str) -> str:
         """What it has under a swept name or column. Raises SpecError for names that there are not."""
@@ -569,7 +559,11 @@ def _read(store: EventStore, folder: ExperimentFolder, names: Sequence[str], red
                     for name, values in series.items()
                 },
                 max((message["turn_number"] for message in messages), default=0),
-                _entered(messages, of_message),
+                entered(
+                    {message["message_index"]: message["turn_number"] for message in messages},
+                    [values.get("state") for values in of_message],
+                    [values.get("state_onset") for values in of_message],
+                ),
             )
         )
     return found
@@ -577,23 +571,6 @@ def _read(store: EventStore, folder: ExperimentFolder, names: Sequence[str], red
 
 def _as_number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) else None
-
-
-def _entered(messages: Sequence[Mapping[str, Any]], of_message: Sequence[Mapping[str, Any]]) -> dict[str, int] | None:
-    """The turn at which each state began, as the detectors date it back; None where no message has a state."""
-    if all(values.get("state") is None for values in of_message):
-        return None
-    turns = {message["message_index"]: message["turn_number"] for message in messages}
-    found: dict[str, int] = {}
-    for message, values in zip(messages, of_message, strict=True):
-        state = str(values.get("state") or NORMAL).partition("(")[0]  # "cycle(2)" is a cycle
-        if state != NORMAL:
-            # What a branch shares is not of its own: a state from there is entered with its first message.
-            turn = turns.get(values.get("state_onset"), min(turns.values()))
-            turn = min(turn, message["turn_number"])
-            for name in (state, ATTRACTOR):
-                found[name] = min(turn, found.get(name, turn))
-    return found
 
 
 def _filtered(conversations: Sequence[_Conversation], conditions: Sequence[tuple[str, str]]) -> list[_Conversation]:
@@ -820,7 +797,7 @@ def _method(rows: Sequence[Row], adjustment: str, options: Mapping[str, Any]) ->
     if "time" in kinds:
         sentences.append(
             "Turns to a state, dated back to its onset: Kaplan-Meier medians, means without the state up to the last "
-            "turn that both groups were seen at, p from a log-rank test"
+            "turn at which each group was still seen (or had all entered it), p from a log-rank test"
             + (", not paired" if pair_by else "")
             + ". Conversations at their turn limit are censored"
             + _otherwise([row.found for row in rows])
@@ -891,9 +868,9 @@ def plan_power(options: Mapping[str, Any]) -> None:
         _print_json([plan])
         return
     console = make_console()
-    console.print(plan["answer"], style="bold", soft_wrap=True)
+    print_prose(console, plan["answer"], "bold")
     for sentence in plan["assumptions"]:
-        console.print(sentence, style="dim", soft_wrap=True)
+        print_prose(console, sentence, "dim")
 
 
 def _plan(options: Mapping[str, Any]) -> dict[str, Any]:

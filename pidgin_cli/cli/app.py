@@ -32,6 +32,9 @@ def run(args: Sequence[str] | None = None) -> int:
         return leaving.code if isinstance(leaving.code, int) else 1
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
     except click.ClickException as error:
         hint = ""
         if isinstance(error, click.UsageError) and error.ctx is not None:
@@ -87,8 +90,25 @@ def _plain(text: str) -> str:
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069\ud800-\udfff]", "?", text)
 
 
+_SECTIONS = {
+    "Talk": ("chat", "ask", "branch"),
+    "Run experiments": ("init", "spec", "run", "monitor", "attach", "logs", "pause", "resume", "stop"),
+    "Read": ("list", "show", "diff", "transcript"),
+    "Analyse": ("report", "notebook", "query", "words", "compare", "power", "export"),
+    "Keep the record": ("import", "verify", "replay", "rebuild"),
+    "Set up": ("models", "keys", "config", "cache", "doctor", "completion"),
+}
+
+
 class _Commands(click.Group):
-    """Names the nearest command when there is no such one."""
+    """Lists its commands by what they are for, and names the nearest when there is no such one."""
+
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = max(len(name) for names in _SECTIONS.values() for name in names)
+        for section, names in _SECTIONS.items():
+            with formatter.section(section):
+                summaries = [self.commands[name].get_short_help_str(formatter.width - 6 - width) for name in names]
+                formatter.write_dl([(name.ljust(width), text) for name, text in zip(names, summaries, strict=True)])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -556,7 +576,7 @@ _RUN_DISPLAY = click.Choice(["progress", "tail", "quiet"])
 @agent_flags
 @conversation_flags
 def run_(spec: Path | None, **options: Any) -> int:
-    """Run an experiment: from a file, or from the flags of `pidgin chat`.
+    """Run an experiment from a file, or from the flags of `chat`.
 
     With a name that exists and the same spec, what is missing is run and nothing else; more repetitions extend it.
 
@@ -629,7 +649,9 @@ def runner(experiment_id: str, **options: Any) -> int:
 @click.option("--now", is_flag=True, help="Drop the messages under way; their text so far is recorded as abandoned.")
 @_output
 def stop(target: str | None, now: bool, **options: Any) -> int:
-    """Stop a running experiment once the messages under way are finished.
+    """Stop a running experiment.
+
+    The messages under way are finished first; `pidgin resume` goes on.
 
     \b
     Example:
@@ -648,7 +670,9 @@ def stop(target: str | None, now: bool, **options: Any) -> int:
 @click.option("--all", "everything", is_flag=True, help="Everything that runs.")
 @_output
 def pause(target: str | None, **options: Any) -> int:
-    """Pause a running experiment once the messages under way are finished; `pidgin resume` goes on.
+    """Pause a running experiment.
+
+    The messages under way are finished first; `pidgin resume` goes on.
 
     \b
     Example:
@@ -671,7 +695,7 @@ def pause(target: str | None, **options: Any) -> int:
 @_output
 @_display
 def resume(target: str | None, **options: Any) -> int:
-    """Go on with what was stopped or paused, failed, or whose process died.
+    """Go on with what was stopped, paused, failed or killed.
 
     TARGET is an id, the beginning of one, or a name. Nothing that is recorded is asked again. A budget that is given
     takes the place of the one before.
@@ -793,7 +817,7 @@ def show(target: str | None, output: Path | None, as_json: bool, tree: bool, **o
 @_post_processing
 @_display
 def branch(target: str, **options: Any) -> int:
-    """Go on from a turn of a recorded conversation, with whatever is to be different.
+    """Go on from a turn of a recorded talk with something changed.
 
     The branch shares what was said up to the end of that turn and stores only what is new. Whatever no flag changes is
     as it was recorded.
@@ -815,7 +839,9 @@ def branch(target: str, **options: Any) -> int:
 @_output
 @_as_json
 def replay(target: str, output: Path | None, as_json: bool) -> int:
-    """Rebuild every recorded request of a conversation, offline, and say what would be sent otherwise today.
+    """Prove that a record holds what the models were sent.
+
+    Rebuilds every recorded request of a conversation, offline, and says what would be sent otherwise today.
 
     Exit status 0: all as recorded; 1: something differs, or could not be rebuilt.
 
@@ -837,7 +863,9 @@ def replay(target: str, output: Path | None, as_json: bool) -> int:
 @click.option("--html", is_flag=True, help="As one HTML page that needs nothing else.")
 @click.option("--to", type=click.Path(path_type=Path), metavar="FILE", help="Write the page there.")
 def diff(one: str, other: str, output: Path | None, **options: Any) -> int:
-    """Compare two conversations: their settings, and what they say from where they part.
+    """Set two conversations side by side from where they part.
+
+    What differs in their settings comes first.
 
     \b
     Example:
@@ -857,7 +885,9 @@ def diff(one: str, other: str, output: Path | None, **options: Any) -> int:
 @_output
 @_as_json
 def monitor(target: str | None, output: Path | None, once: bool, as_json: bool) -> int:
-    """Watch what runs and what ran lately; with TARGET, the conversations of that experiment.
+    """Watch what runs and what ran lately.
+
+    With TARGET, the conversations of that experiment.
 
     Keys: arrows or j k choose, Enter opens (an experiment, then a conversation), p pauses or goes on, s stops,
     f filters, o sorts, ? lists all keys, q quits. Leaving it leaves what runs alone.
@@ -884,7 +914,9 @@ def monitor(target: str | None, output: Path | None, once: bool, as_json: bool) 
 @click.option("--show-system-prompts", is_flag=True, help="Show the system prompts first; in tail, all of them.")
 @_output
 def attach(target: str, output: Path | None, **options: Any) -> int:
-    """Look at a run that goes on elsewhere: its last turns, then what comes. q or Ctrl-C leaves, and leaves it alone.
+    """Look at a run that goes on elsewhere.
+
+    Shows its last turns, then what comes. q or Ctrl-C leaves, and leaves it alone.
 
     TARGET is an experiment or a conversation. Of an experiment with several conversations all are shown, a line for
     every event.
@@ -907,7 +939,9 @@ def attach(target: str, output: Path | None, **options: Any) -> int:
 @_output
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON array; with -f, an object a line.")
 def logs(target: str, output: Path | None, **options: Any) -> int:
-    """Print the log of an experiment's runner; where there is none, the errors and warnings in its records.
+    """Print what went wrong in a run.
+
+    That is the log of an experiment's runner; where there is none, the errors and warnings in its records.
 
     \b
     Example:
@@ -956,7 +990,7 @@ def import_(
     embeddings: str | None,
     as_json: bool,
 ) -> int:
-    """Take records into the database: experiments by id or name, or files and folders from elsewhere.
+    """Take records, or files from elsewhere, into the database.
 
     From elsewhere come logs of the earlier Pidgin (.jsonl) and plain transcripts (.txt, with a line `Name 1:` or
     `### Name 1 ###` before each message). They become experiments of the output root first.
@@ -985,7 +1019,9 @@ def import_(
 @click.option("--parquet", "as_parquet", is_flag=True, help="Write a Parquet file; needs --to.")
 @click.option("--to", type=click.Path(path_type=Path), metavar="FILE", help="Write the answer there.")
 def query(sql: str, output: Path | None, as_json: bool, as_csv: bool, as_parquet: bool, to: Path | None) -> None:
-    """Ask the database in SQL; - reads the query from standard input. It can read the tables and nothing else.
+    """Ask the database in SQL.
+
+    A query reads the tables and nothing else; - takes it from standard input.
 
     \b
     Example:
@@ -1007,9 +1043,10 @@ def query(sql: str, output: Path | None, as_json: bool, as_csv: bool, as_parquet
 @_output
 @_as_json
 def verify(target: str | None, output: Path | None, as_json: bool) -> int:
-    """Compare records with the database word by word, by count and by digest; without a name, all of them.
+    """Compare records with the database, word by word.
 
-    Also replays what the agents were sent against the digests in the record. Exit status 1: something differs.
+    Without a name, all of them; by count and by digest, too. Also replays what the agents were sent against the digests
+    in the record. Exit status 1: something differs.
 
     \b
     Example:
@@ -1036,7 +1073,9 @@ def verify(target: str | None, output: Path | None, as_json: bool) -> int:
 @_as_json
 @click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values.")
 def words(target: str, output: Path | None, **options: Any) -> None:
-    """Count words or emoji per transcript: mean, share of transcripts that have any, median and most.
+    """Count words or emoji per transcript.
+
+    Gives the mean, the share of transcripts that have any, the median and the most.
 
     \b
     Example:
@@ -1075,7 +1114,7 @@ def words(target: str, output: Path | None, **options: Any) -> None:
 @click.option("--html", is_flag=True, help="As one HTML page that needs nothing else.")
 @click.option("--to", type=click.Path(path_type=Path), metavar="FILE", help="Write the page there.")
 def compare(one: str, other: str | None, output: Path | None, **options: Any) -> int:
-    """Compare two experiments, or arms, in what their conversations show: differences with intervals and p values.
+    """Compare experiments or arms: effects, intervals, p values.
 
     A and B are experiments, or a part of one: EXPERIMENT:KEY=VALUE, where KEY is a swept name, arm, seating,
     repetition, first_speaker, opening or seed. What is new in their records is imported first.
@@ -1109,7 +1148,9 @@ def compare(one: str, other: str | None, output: Path | None, **options: Any) ->
 )
 @_as_json
 def power(**options: Any) -> None:
-    """Plan a study: how many conversations an effect takes, or what a number of them can find.
+    """Say how many conversations an effect takes.
+
+    Or, with --n, what a number of them can find.
 
     \b
     Example:
@@ -1133,9 +1174,10 @@ _STEPS = ("import", "metrics", "transcripts", "readme", "notebook", "figures", "
 @_output
 @_as_json
 def report(target: str, output: Path | None, only: tuple[str, ...], embeddings: str | None, as_json: bool) -> int:
-    """Make everything that is made of an experiment: import, transcripts, README, notebook, figures, report.html.
+    """Make the pages of an experiment: report.html and the rest.
 
-    All of it can be made again at any time; what fails is told of and holds up nothing else (exit status 1).
+    The steps are import, metrics, transcripts, README, notebook, figures and report.html. All of it can be made again
+    at any time; what fails is told of and holds up nothing else (exit status 1).
 
     \b
     Example:
@@ -1152,9 +1194,10 @@ def report(target: str, output: Path | None, only: tuple[str, ...], embeddings: 
 @_output
 @click.option("--to", type=click.Path(path_type=Path), metavar="PATH", help="A file; of an experiment, a folder.")
 def transcript(target: str, output: Path | None, to: Path | None) -> int:
-    """Print a conversation as Markdown; of an experiment, write a page for every conversation into transcripts/.
+    """Print a conversation as Markdown.
 
-    What models wrote is escaped, so that it can be rendered anywhere. Made from the record alone.
+    Of an experiment, writes a page for every conversation into transcripts/. What models wrote is escaped, so that it
+    can be rendered anywhere. Made from the record alone.
 
     \b
     Example:
@@ -1171,7 +1214,7 @@ def transcript(target: str, output: Path | None, to: Path | None) -> int:
 @_output
 @click.option("--to", type=click.Path(path_type=Path), metavar="FILE", help="Put a copy there as well.")
 def notebook(target: str, output: Path | None, to: Path | None) -> int:
-    """Make the notebook of an experiment, which asks the database and draws what it says.
+    """Make a notebook that asks the database and draws.
 
     It looks for the database beside the experiment's folder, so a copy elsewhere has to be told where that is.
 
@@ -1205,9 +1248,10 @@ def notebook(target: str, output: Path | None, to: Path | None) -> int:
 @click.option("--force", is_flag=True, help="Replace an earlier export in that folder.")
 @_output
 def export(targets: tuple[str, ...], output: Path | None, to: Path | None, **options: Any) -> None:
-    """Export experiments for other programs, with what the columns mean and the hash of every file.
+    """Write Parquet, CSV, JSONL, Hugging Face or Inspect files.
 
-    What is new in the records is imported first. Invalid conversations are in it, marked as such and counted.
+    What the columns mean and the hash of every file stand beside them. What is new in the records is imported first.
+    Invalid conversations are in it, marked as such and counted.
 
     \b
     Example:
@@ -1228,7 +1272,7 @@ def export(targets: tuple[str, ...], output: Path | None, to: Path | None, **opt
 @click.option("--loaded", is_flag=True, help="What Ollama holds in memory now.")
 @_as_json
 def models(query: str | None, **options: Any) -> None:
-    """List models with what is known of them: window, prices, whether they think, whether the key is there.
+    """List models: window, prices, whether the key is there.
 
     Any PROVIDER:MODEL may be used, listed or not; `?` is not known. Prices are USD per million tokens.
 
@@ -1244,7 +1288,9 @@ def models(query: str | None, **options: Any) -> None:
 
 @cli.group()
 def keys() -> None:
-    """Keep API keys in the system's keyring (the environment always wins).
+    """Keep API keys in the system's keyring.
+
+    A key in the environment always wins.
 
     \b
     Example:
@@ -1255,7 +1301,7 @@ def keys() -> None:
 @keys.command("set")
 @click.argument("provider")
 def keys_set(provider: str) -> None:
-    """Ask for a provider's key, or read it from a pipe, and keep it.
+    """Ask for a provider's key, or read it from a pipe.
 
     \b
     Example:
@@ -1321,7 +1367,7 @@ def cache() -> None:
 @cache.command("stats")
 @_as_json
 def cache_stats(as_json: bool) -> None:
-    """Say how many replies are kept, where, and how large the file is.
+    """Say how many replies are kept, where, and how large it is.
 
     \b
     Example:
@@ -1389,7 +1435,9 @@ def ask(prompt: str, **options: Any) -> int:
 @_as_json
 @click.option("--install-ollama", is_flag=True, help="Show Ollama's own install command, and run it after a yes.")
 def doctor(output: Path | None, as_json: bool, install_ollama: bool) -> int:
-    """Say what is installed, which keys are there, whether Ollama is up and the output can be written.
+    """Say what is installed and which keys are there.
+
+    Also whether Ollama is up and the output can be written. Exit status 1: something is in the way.
 
     \b
     Example:
@@ -1421,7 +1469,9 @@ def spec() -> None:
 @spec.command("check")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
 def spec_check(files: tuple[Path, ...]) -> int:
-    """Say how many arms, conversations and calls a spec makes, or everything that is wrong with it.
+    """Say everything that is wrong with a spec.
+
+    Of one that is right, how many arms, conversations and calls it makes.
 
     \b
     Example:
@@ -1434,7 +1484,9 @@ def spec_check(files: tuple[Path, ...]) -> int:
 
 @spec.command("schema")
 def spec_schema() -> None:
-    """Print the JSON Schema of a spec, from which editors complete its keys.
+    """Print the JSON Schema of a spec.
+
+    Editors complete its keys from it.
 
     \b
     Example:
@@ -1452,7 +1504,9 @@ def spec_schema() -> None:
 @click.option("--force", is_flag=True, help="Write over a file that is there.")
 @_as_json
 def init(template: str | None, to: Path | None, listing: bool, force: bool, as_json: bool) -> None:
-    """Write a spec to start from: a first experiment, or another template.
+    """Write a spec to start from.
+
+    Without a name that is a first experiment.
 
     \b
     Example:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 import msgspec
@@ -164,9 +164,10 @@ def _summary(folder: ExperimentFolder, manifest: Manifest) -> None:
         console.print()
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("conversation", "status", "end", "turns", "messages", "tokens", "cost"):
-        table.add_column(column, justify="left" if column in ("conversation", "status", "end") else "right")
+        justify: Literal["left", "right"] = "left" if column in ("conversation", "status", "end") else "right"
+        table.add_column(column, justify=justify, no_wrap=True)
     if len(arms) > 1:
-        table.add_column("arm", no_wrap=True, overflow="ellipsis")
+        table.add_column("arm", overflow="fold")
     for conversation_id, entry in manifest.conversations.items():
         table.add_row(
             conversation_id,

@@ -58,8 +58,13 @@ def run(spec_file: Path | None, options: dict[str, Any]) -> int:
     conversations = expand(spec, "" if folder is None else folder.experiment_id)
     chosen = _chosen(conversations, options)
     chosen_specs = [conversations[name] for name in (conversations if chosen is None else chosen)]
-    check_models(chosen_specs, root)
-    asyncio.run(_check_budget(root, spec, chosen_specs, options))
+    keyless = check_models(chosen_specs, root, keys=not options["dry_run"])
+    for missing in keyless:
+        note(missing)
+    if not keyless:  # what a request can use at most is asked of SDKs, which want a key
+        asyncio.run(_check_budget(root, spec, chosen_specs, options))
+    elif spec.budget is not None:
+        note("whether the budget can be kept is checked once the keys are there")
     if options["dry_run"]:
         return show_plan(spec, conversations, chosen, as_json=options["as_json"])
     with root.naming():
@@ -101,6 +106,8 @@ def _wanted(spec_file: Path | None, options: dict[str, Any]) -> ExperimentSpec:
     if options["name"] is not None:
         changes["name"] = options["name"]
     if spec is None:
+        if options["agent_a"] is None and not options["agents"]:
+            raise click.UsageError("What is run? Give a spec (`pidgin init` writes one), or -a MODEL -b MODEL.")
         return spec_from_flags(options, changes)
     if options["seed"] is not None:
         changes["seed"] = options["seed"]

@@ -1,5 +1,6 @@
 """Metrics that are computed after the run, put beside those of the record."""
 
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,9 @@ from pidgin_cli.metrics.tokens import TOKENIZER_VERSION
 from .schema import MetricColumn, literal, quoted
 
 __all__ = ["Computed", "Part", "write_computed"]
+
+AT_ONCE = 1_000
+"""Messages that one statement takes: DuckDB needs some 40 kB for each while it does."""
 
 Part = Literal["live", "texts", "others", "semantics"]
 """live: what the record has not. texts: of one conversation. others: against others of its arm. semantics: of
@@ -67,22 +71,33 @@ def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _give(con: duckdb.DuckDBPyConnection, fields: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Make the table `given` of values by name, each of its type; one statement, however many rows."""
+    row = ", ".join(f"{quoted(name)} {kind}" for name, kind in fields.items())
+    con.execute(
+        f"CREATE OR REPLACE TEMP TABLE given AS SELECT unnest(from_json(row, {literal(_json(f'STRUCT({row})'))})) "
+        "FROM (SELECT unnest($1::VARCHAR[]) AS row)",
+        [[_json(row) for row in rows]],
+    )
+
+
 def _write_messages(
     con: duckdb.DuckDBPyConnection, part: str, computed: Sequence[Computed], types: Mapping[str, str]
 ) -> None:
     names = [name for name in next((first for one in computed for first in one.messages.values()), {}) if name in types]
-    fields = ", ".join(["c VARCHAR", "i BIGINT", "v VARCHAR", "m VARCHAR", *(f"{quoted(n)} {types[n]}" for n in names)])
-    rows = [
-        _json({"c": one.conversation_id, "i": index, "v": one.metrics_version, "m": one.model} | _finite(values))
+    fields = {"c": "VARCHAR", "i": "BIGINT", "v": "VARCHAR", "m": "VARCHAR"} | {name: types[name] for name in names}
+    rows = (
+        {"c": one.conversation_id, "i": index, "v": one.metrics_version, "m": one.model} | _finite(values)
         for one in computed
         for index, values in one.messages.items()
-    ]
-    con.execute(
-        f"CREATE OR REPLACE TEMP TABLE given AS "
-        f"SELECT unnest(from_json(row, {literal(_json(f'STRUCT({fields})'))})) "
-        "FROM (SELECT unnest($1::VARCHAR[]) AS row)",
-        [rows],
     )
+    while some := list(itertools.islice(rows, AT_ONCE)):
+        _give(con, fields, some)
+        _take_messages(con, part, names)
+
+
+def _take_messages(con: duckdb.DuckDBPyConnection, part: str, names: Sequence[str]) -> None:
+    """Put what is in `given` where it belongs."""
     con.execute(
         """
         INSERT INTO message_metrics BY NAME
@@ -109,24 +124,35 @@ def _write_messages(
 
 
 def _write_turns(con: duckdb.DuckDBPyConnection, computed: Sequence[Computed]) -> None:
-    turns = [(one.conversation_id, one.metrics_version, *turn) for one in computed for turn in one.turns.items()]
-    for conversation_id, version, number, values in turns:
-        con.execute(
-            "UPDATE turns SET convergence = ?, detectors = ? WHERE conversation_id = ? AND turn_number = ?",
-            [values["convergence"], _json(values["detectors"]), conversation_id, number],
-        )
-        con.execute("DELETE FROM turn_metrics WHERE conversation_id = ? AND turn_number = ?", [conversation_id, number])
-        con.execute(
-            "INSERT INTO turn_metrics BY NAME SELECT conversation_id, experiment_id, turn_number, "
-            "$version AS metrics_version, $pairs::JSON AS metrics FROM turns "
-            "WHERE conversation_id = $conversation AND turn_number = $number",
-            {
-                "version": version,
-                "pairs": _json(values["pairs"]),
-                "conversation": conversation_id,
-                "number": number,
-            },
-        )
+    rows = [
+        {
+            "c": one.conversation_id,
+            "t": number,
+            "v": one.metrics_version,
+            "convergence": values["convergence"],
+            "detectors": _json(values["detectors"]),
+            "pairs": _json(values["pairs"]),
+        }
+        for one in computed
+        for number, values in one.turns.items()
+    ]
+    if not rows:
+        return
+    text = dict.fromkeys(("c", "v", "detectors", "pairs"), "VARCHAR")
+    _give(con, text | {"t": "BIGINT", "convergence": "DOUBLE"}, rows)
+    con.execute(
+        "UPDATE turns SET convergence = g.convergence, detectors = g.detectors::JSON FROM given g "
+        "WHERE turns.conversation_id = g.c AND turns.turn_number = g.t"
+    )
+    con.execute(
+        "DELETE FROM turn_metrics USING given g "
+        "WHERE turn_metrics.conversation_id = g.c AND turn_metrics.turn_number = g.t"
+    )
+    con.execute(
+        "INSERT INTO turn_metrics BY NAME SELECT x.conversation_id, x.experiment_id, x.turn_number, "
+        "g.v AS metrics_version, g.pairs::JSON AS metrics "
+        "FROM given g JOIN turns x ON x.conversation_id = g.c AND x.turn_number = g.t"
+    )
 
 
 def _write_parts(con: duckdb.DuckDBPyConnection, part: str, computed: Sequence[Computed]) -> None:
@@ -134,24 +160,25 @@ def _write_parts(con: duckdb.DuckDBPyConnection, part: str, computed: Sequence[C
         "DELETE FROM computed_metrics WHERE part = ? AND conversation_id IN (SELECT unnest(?::VARCHAR[]))",
         [part, [one.conversation_id for one in computed]],
     )
-    for one in computed:
-        con.execute(
-            """
-            INSERT INTO computed_metrics BY NAME
-            SELECT conversation_id, experiment_id, $part AS part, $metrics::JSON AS metrics, $missing AS missing,
-                $model AS model, $version AS metrics_version, $computed_with AS computed_with,
-                now() AT TIME ZONE 'UTC' AS computed_at
-            FROM conversations WHERE conversation_id = $conversation
-            """,
-            {
-                "part": part,
-                "metrics": _json(
-                    {name: value for name, value in _finite(one.conversation).items() if value is not None}
-                ),
-                "missing": one.missing,
-                "model": one.model,
-                "version": one.metrics_version,
-                "computed_with": one.computed_with,
-                "conversation": one.conversation_id,
-            },
-        )
+    names = ("c", "metrics", "missing", "model", "v", "computed_with")
+    rows = [
+        {
+            "c": one.conversation_id,
+            "metrics": _json({name: value for name, value in _finite(one.conversation).items() if value is not None}),
+            "missing": one.missing,
+            "model": one.model,
+            "v": one.metrics_version,
+            "computed_with": one.computed_with,
+        }
+        for one in computed
+    ]
+    _give(con, dict.fromkeys(names, "VARCHAR"), rows)
+    con.execute(
+        """
+        INSERT INTO computed_metrics BY NAME
+        SELECT c.conversation_id, c.experiment_id, $1 AS part, g.metrics::JSON AS metrics, g.missing, g.model,
+            g.v AS metrics_version, g.computed_with, now() AT TIME ZONE 'UTC' AS computed_at
+        FROM given g JOIN conversations c ON c.conversation_id = g.c
+        """,
+        [part],
+    )

@@ -32,8 +32,11 @@ def recording(root: OutputRoot, source: str) -> Mapping[str, Sequence[RecordedRe
     return read_recording(find_log(root, source))
 
 
-def check_models(conversations: Iterable[ConversationSpec], root: OutputRoot) -> None:
+def check_models(conversations: Iterable[ConversationSpec], root: OutputRoot, *, keys: bool = True) -> list[str]:
     """See that every model can be asked what the specs want of it. Keys come out of the keyring on the way.
+
+    Args:
+        keys: False where nothing will be asked: a missing key is then no fault, and is given back.
 
     Raises:
         SpecError: names every fault of every model, one to a line: a missing key, a wrong address or name, a record
@@ -51,7 +54,7 @@ def check_models(conversations: Iterable[ConversationSpec], root: OutputRoot) ->
     def faults_of_model(model_id: str, agent_id: str) -> list[str]:
         info, model = split_model(model_id)
         missing = key_fault_of(info.name)
-        if missing is not None:
+        if missing is not None and keys:
             return [f"({model_id}) {missing}"]
         return [f"({model_id}): {fault}" for fault in _unservable(info, model, agent_id, root)]
 
@@ -60,6 +63,7 @@ def check_models(conversations: Iterable[ConversationSpec], root: OutputRoot) ->
         return key_fault(PROVIDERS[name])
 
     found: dict[str, None] = {}  # a set that keeps its order
+    keyless: dict[str, None] = {}
     for spec in conversations:
         models = [(f"agent {agent.id}", agent.id, agent.model) for agent in spec.agents]
         for change in spec.interventions:
@@ -69,6 +73,8 @@ def check_models(conversations: Iterable[ConversationSpec], root: OutputRoot) ->
         if spec.context.model is not None:
             models.append(("the summaries", "", spec.context.model))
         for who, agent_id, model_id in models:
+            if not keys and (missing := key_fault_of(split_model(model_id)[0].name)) is not None:
+                keyless[f"{who} ({model_id}) {missing}"] = None
             found.update(dict.fromkeys(f"{who} {fault}" for fault in faults_of_model(model_id, agent_id)))
             found.update(dict.fromkeys(faults_of_provider(split_model(model_id)[0].name)))
         if spec.lenient:
@@ -85,6 +91,7 @@ def check_models(conversations: Iterable[ConversationSpec], root: OutputRoot) ->
             found.update(dict.fromkeys(f"agent {agent.id}: {reason}; {hint}" for reason in reasons.values()))
     if found:
         raise SpecError("\n".join(found))
+    return list(keyless)
 
 
 def _unreachable(info: ProviderInfo) -> Iterator[str]:

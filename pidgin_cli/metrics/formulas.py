@@ -264,7 +264,7 @@ def jsd(first: Counts, second: Counts) -> float | None:
     n, m = sum(first.values()), sum(second.values())
     if not n or not m:
         return None
-    shared = first.keys() & second.keys()
+    shared = [key for key in first if key in second]  # in this order in every process, so to the last bit the same
     total = 2.0 - sum(first[key] for key in shared) / n - sum(second[key] for key in shared) / m
     for key in shared:
         p, q = first[key] / n, second[key] / m

@@ -92,8 +92,8 @@ def _numbers(sequence: str | list[int]) -> NDArray[np.int64]:
     return np.array(sequence, dtype=np.int64)
 
 
-def _in_common(profiles: Mapping[str, Profile]) -> dict[str, list[Features]]:
-    """The features with the same number for the same type in all conversations."""
+def _in_common(profiles: Mapping[str, Profile]) -> tuple[dict[str, list[Features]], int]:
+    """The features with the same number for the same type in all conversations, and how many types there are."""
     vocabulary = Vocabulary()
     found = {}
     for name, (types, messages) in profiles.items():
@@ -102,7 +102,7 @@ def _in_common(profiles: Mapping[str, Profile]) -> dict[str, list[Features]]:
             each._replace(tokens=_sequence(number[_numbers(each.tokens)]), types=number[each.types])
             for each in messages
         ]
-    return found
+    return found, len(vocabulary)
 
 
 class Corrected(NamedTuple):
@@ -111,6 +111,23 @@ class Corrected(NamedTuple):
     value: float | None
     surrogates: int | None
     """Partners from other conversations that there were for it; None: nobody was looked for."""
+
+
+class _Bags:
+    """Cosines of one bag of words to many, by a table of the whole vocabulary that is written and wiped each time."""
+
+    def __init__(self, types: int) -> None:
+        self._table = np.zeros(types + 1, dtype=np.int64)
+
+    def cosines(self, now: Features, others: Sequence[Features]) -> list[float | None]:
+        """cosine_tf."""
+        types = np.concatenate([each.types for each in others])
+        times = np.concatenate([each.times for each in others])
+        ends = np.cumsum([len(each.types) for each in others])
+        self._table[now.types] = now.times
+        products = self._table[types] * times
+        self._table[now.types] = 0
+        return _of_products(_sums(products, ends), int(now.times @ now.times), _sums(times * times, ends))
 
 
 class _Place:
@@ -163,7 +180,8 @@ def convergence_index(
     """
     if len(profiles) < LEAST_CONVERSATIONS:
         return {name: [Corrected(None, None)] * len(each.messages) for name, each in profiles.items()}
-    conversations = _in_common(dict(sorted(profiles.items())))
+    conversations, types = _in_common(dict(sorted(profiles.items())))
+    bags = _Bags(types)
     shared = shared or {}
     there: dict[tuple[int, str], list[str]] = {}
     for name, messages in conversations.items():
@@ -187,16 +205,17 @@ def convergence_index(
             strangers = place.strangers(name, is_shared=at < shared.get(name, 0))
             if len(strangers) > SURROGATES:
                 strangers = random.Random(f"{seed}/{name}/{index}").sample(strangers, SURROGATES)
-            found[name].append(_corrected(now, mine[at], [place.messages[each] for each in strangers]))
+            found[name].append(_corrected(now, mine[at], [place.messages[each] for each in strangers], bags))
     return found
 
 
-def _corrected(now: Features, partner: Features, strangers: Sequence[Features]) -> Corrected:
+def _corrected(now: Features, partner: Features, strangers: Sequence[Features], bags: _Bags) -> Corrected:
     if len(strangers) < LEAST_SURROGATES:
         return Corrected(None, len(strangers))
     beyond = []
     others = [partner, *strangers]
-    for value, *baseline in (_cosines(now, others), _styles(now, others), _indels(now, others), _shapes(now, others)):
+    likeness = bags.cosines(now, others), _styles(now, others), _indels(now, others), _shapes(now, others)
+    for value, *baseline in likeness:
         known = [each for each in baseline if each is not None]
         if value is not None and known:
             mean = sum(known) / len(known)
@@ -206,20 +225,6 @@ def _corrected(now: Features, partner: Features, strangers: Sequence[Features]) 
 
 
 # Likeness of a message to each of some others
-
-
-def _cosines(now: Features, others: Sequence[Features]) -> list[float | None]:
-    """cosine_tf."""
-    sizes = [len(each.types) for each in others]
-    types = np.concatenate([each.types for each in others])
-    times = np.concatenate([each.times for each in others])
-    order = np.argsort(now.types)
-    ordered = now.types[order]
-    at = ordered.searchsorted(types)
-    at[at == len(ordered)] = 0
-    mine = np.where(ordered[at] == types, now.times[order][at], 0) if len(ordered) else np.zeros_like(types)
-    ends = np.cumsum(sizes)
-    return _of_products(_sums(mine * times, ends), int(now.times @ now.times), _sums(times * times, ends))
 
 
 def _sums(values: NDArray[np.int64], ends: NDArray[np.int64]) -> list[int]:

@@ -47,6 +47,7 @@ __all__ = [
     "cliffs_delta",
     "clopper_pearson",
     "clustered_se",
+    "common_horizon",
     "compare_groups",
     "compare_pairs",
     "compare_shares",
@@ -512,11 +513,12 @@ def cliffs_delta(a: Values, b: Values, level: float = 0.95) -> Effect | None:
         return None
     ordered = np.sort(x)
     not_above, below = np.searchsorted(ordered, y, "right"), np.searchsorted(ordered, y, "left")
-    by_y = (below - (n - not_above)) / n
+    more_below = below - (n - not_above)  # counts, so that groups that do not differ have 0, not 1e-17
+    by_y = more_below / n
     ties = int(np.sum(not_above - below))
     ordered = np.sort(y)
     by_x = ((m - np.searchsorted(ordered, x, "right")) - np.searchsorted(ordered, x, "left")) / m
-    delta = float(by_y.mean())
+    delta = int(more_below.sum()) / (n * m)
     if min(n, m) < 2 or abs(delta) == 1:
         return Effect(delta, None)
     squares = float(np.sum((by_x - delta) ** 2)) * m * m + float(np.sum((by_y - delta) ** 2)) * n * n
@@ -906,6 +908,17 @@ def restricted_mean(curve: SurvivalCurve, horizon: float) -> RestrictedMean | No
     return RestrictedMean(float(sum(areas)), math.sqrt(variance))
 
 
+def common_horizon(curves: Sequence[SurvivalCurve]) -> float | None:
+    """The last time up to which all curves are known; one on which all had the event is known to stay at 0.
+
+    None where there is no curve, or one without conversations.
+    """
+    if not all(curve.times for curve in curves):
+        return None
+    open_ends = [curve.times[-1] for curve in curves if curve.survival[-1] > 0]
+    return min(open_ends) if open_ends else max((curve.times[-1] for curve in curves), default=None)
+
+
 def logrank(*groups: tuple[Times, Iterable[bool]]) -> Tested | None:
     """Whether the event comes equally early in all groups of (durations, events).
 
@@ -1001,7 +1014,7 @@ class Passages(NamedTuple):
     """Conversations that ended otherwise before it."""
     medians: tuple[float | None, float | None]
     horizon: float | None
-    """The last time that both groups were seen at; the means and the incidence go up to it."""
+    """The means and the incidence go up to it: the last time at which each group was still seen, or had all had it."""
     means: tuple[RestrictedMean | None, RestrictedMean | None]
     """Time without the event up to the horizon, if nothing else ended conversations."""
     incidence: tuple[float | None, float | None]
@@ -1019,7 +1032,7 @@ def compare_times(a: Iterable[Passage | None], b: Iterable[Passage | None], leve
     groups = [list(a), list(b)]
     known = [[passage for passage in group if passage is not None] for group in groups]
     curves = [kaplan_meier([p.time for p in group], [p.event for p in group], level) for group in known]
-    horizon = min(curve.times[-1] for curve in curves) if all(known) else None
+    horizon = common_horizon(curves)
     one, other = (None if horizon is None else restricted_mean(curve, horizon) for curve in curves)
     difference = interval = None
     if one is not None and other is not None:

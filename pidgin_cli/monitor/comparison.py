@@ -22,6 +22,7 @@ from pidgin_cli.metrics.statistics import (
     Shares,
 )
 
+from .console import print_prose
 from .text import one_line, visible
 
 __all__ = ["Contrast", "Effects", "Row", "as_rows", "print_effects", "render_html"]
@@ -363,10 +364,9 @@ def print_effects(console: Console, effects: Effects) -> None:
         console.print(table)
     console.print()
     for sentence in effects.method:
-        console.print(visible(sentence), style="dim", soft_wrap=True)
+        print_prose(console, visible(sentence), "dim")
     if without:
-        told = "There is no room for all columns here; --html and --json have them."
-        console.print(told, style="dim", soft_wrap=True)
+        print_prose(console, "There is no room for all columns here; --html and --json have them.", "dim")
 
 
 def _cells_of(column: _Column, rows: Iterable[Row]) -> int:

@@ -4,7 +4,7 @@ import os
 
 from rich.console import Console
 
-__all__ = ["PIPED_WIDTH", "make_console"]
+__all__ = ["PIPED_WIDTH", "make_console", "print_prose"]
 
 PIPED_WIDTH = 400
 """Of a line that goes to a file or another program: nothing is cut or wrapped there."""
@@ -28,3 +28,8 @@ def make_console(*, stderr: bool = False) -> Console:
     if not console.is_terminal:
         console.width = PIPED_WIDTH
     return console
+
+
+def print_prose(console: Console, text: str, style: str = "") -> None:
+    """Print sentences: wrapped between words on a terminal, in one line elsewhere."""
+    console.print(text, style=style, soft_wrap=not console.is_terminal)

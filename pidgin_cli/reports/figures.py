@@ -15,8 +15,11 @@ import altair as alt
 import numpy as np
 from numpy.typing import NDArray
 
+from pidgin_cli.metrics.passages import ATTRACTOR, entered, passage
 from pidgin_cli.metrics.statistics import (
+    Passage,
     bootstrap,
+    common_horizon,
     cumulative_incidence,
     kaplan_meier,
     logrank,
@@ -119,10 +122,13 @@ def _spread(items: Sequence[Any], most: int) -> list[Any]:
     return [items[place * len(items) // most] for place in range(most)]
 
 
-def _need(talks: Sequence[Talk]) -> Sequence[Talk]:
-    if not talks:
-        raise _Absent("no conversation has a message that counts")
-    return talks
+def _need(study: Study, talks: Sequence[Talk]) -> Sequence[Talk]:
+    """These conversations. Raises _Absent where there are none."""
+    if talks:
+        return talks
+    if not study.all:
+        raise _Absent("no conversation has begun")
+    raise _Absent("no conversation has a message" if study.valid else "all conversations are invalid")
 
 
 def _counts(talks: Iterable[Talk]) -> Counter[str]:
@@ -134,7 +140,7 @@ def _counts(talks: Iterable[Talk]) -> Counter[str]:
 
 
 def _words(study: Study, kind: Literal["word", "emoji"]) -> _Drawn:
-    talks = _need(study.compared)
+    talks = _need(study, study.compared)
     groups = [(NO_ARM, list(talks))]
     if len(study.arms) > 1:
         groups += [(arm, found) for arm in study.arms if (found := study.of_arm(arm, talks))]
@@ -192,7 +198,7 @@ def _words(study: Study, kind: Literal["word", "emoji"]) -> _Drawn:
 
 
 def _lengths(study: Study) -> _Drawn:
-    talks = _need([talk for talk in study.valid if talk.messages])
+    talks = _need(study, [talk for talk in study.valid if talk.messages])
     columns = ("conversation_id", "arm", "message_index", "turn", "agent", "tokens", "characters", "empty")
     rows: list[tuple[Any, ...]] = []
     by_turn: dict[tuple[str, str, int], list[int]] = {}
@@ -244,7 +250,7 @@ def _some(items: Sequence[Any], most: int) -> str:
 
 
 def _vocabulary(study: Study) -> _Drawn:
-    talks = _need([talk for talk in study.valid if talk.messages])
+    talks = _need(study, [talk for talk in study.valid if talk.messages])
     columns = ("conversation_id", "arm", "message_index", "tokens", "types")
     rows: list[tuple[Any, ...]] = []
     slopes: list[float] = []
@@ -290,7 +296,7 @@ def _vocabulary(study: Study) -> _Drawn:
 
 
 def _convergence(study: Study) -> _Drawn:
-    talks = _need(study.compared)
+    talks = _need(study, study.compared)
     columns = ("arm", "turn", "n", "mean", "ci_low", "ci_high")
     values: dict[str, dict[str, dict[int, float]]] = {}
     corrected = "convergence_index" in study.columns and any(
@@ -314,6 +320,8 @@ def _convergence(study: Study) -> _Drawn:
             band = bootstrap(at, seed=SEED, method="percentile", draws=DRAWS)
             rows.append((arm, turn, len(at), fmean(at), band and band.low, band and band.high))
     if not rows:
+        if any(_has_states(talk) for talk in talks):
+            raise _Absent("no two agents have said what can be compared, such as words")
         raise _Absent("the record holds no convergence: it was made without live metrics")
     some = {talk.id for talk in _spread(talks, DRAWN_LINES)}
     thin = [
@@ -563,13 +571,15 @@ def _ending(talk: Talk) -> str:
 
 
 def _end_reasons(study: Study) -> _Drawn:
-    if not study.valid:
-        raise _Absent("no conversation has begun")
-    return _shares(study, "end", _ending, study.valid, "by how they ended")
+    return _shares(study, "end", _ending, _need(study, study.valid), "by how they ended")
+
+
+def _has_states(talk: Talk) -> bool:
+    return any(state is not None for state in talk.metric("state"))
 
 
 def _states(study: Study) -> list[Talk]:
-    talks = [talk for talk in study.valid if any(state is not None for state in talk.metric("state"))]
+    talks = [talk for talk in _need(study, [each for each in study.valid if each.messages]) if _has_states(talk)]
     if not talks:
         raise _Absent("the database holds no states: the conversations were run without live metrics")
     return talks
@@ -581,21 +591,20 @@ def _last_state(talk: Talk) -> str:
 
 def _outcome(talk: Talk) -> str:
     """The state of the last message, or how it ended where no states are known."""
-    return _last_state(talk) if any(state is not None for state in talk.metric("state")) else _ending(talk)
+    return _last_state(talk) if _has_states(talk) else _ending(talk)
 
 
 def _end_states(study: Study) -> _Drawn:
     return _shares(study, "state", _last_state, _states(study), "by the state of their last message")
 
 
-def _first_passage(talk: Talk) -> tuple[int, bool]:
-    """The turn of the first message outside `normal`, or the last turn and False."""
-    last = 0
-    for message, state in zip(talk.messages, talk.metric("state"), strict=True):
-        last = int(message["turn_number"])
-        if state not in (None, "normal"):
-            return last, True
-    return last, False
+def _first_passage(talk: Talk) -> Passage:
+    """The turns until the first state outside `normal`, dated back to its onset. Of one of `_states`."""
+    turns = {message["message_index"]: int(message["turn_number"]) for message in talk.messages}
+    began = entered(turns, talk.metric("state"), talk.metric("state_onset"))
+    found = passage(began, ATTRACTOR, max(turns.values()), talk.row["end_reason"])
+    assert found is not None, "its states are known"
+    return found
 
 
 def _raster(study: Study) -> _Drawn:
@@ -642,40 +651,31 @@ def _raster(study: Study) -> _Drawn:
     ends = [{"conversation_id": talk.id, "at": furthest, "told": _ending(talk)} for talk in shown]
     caption = (
         f"n = {len(talks)} conversations that are not invalid{_some(talks, DRAWN_RASTER)}, one row each, sorted by the "
-        "first message outside the normal state. At the right: how it ended."
+        "onset of the first state other than normal. A state is shown from the message that confirms it on. At the "
+        "right: how it ended."
     )
     return _Drawn(caption, columns, rows, chart, {"runs": runs, "ends": ends})
 
 
-def _sort_key(talk: Talk) -> tuple[int, int]:
-    turn, entered = _first_passage(talk)
-    return (0, turn) if entered else (1, -turn)
-
-
-_CENSORING = (None, "unknown", "turn_limit")
-"""Ends that say nothing about the conversation; after any other there was nothing more to come."""
+def _sort_key(talk: Talk) -> tuple[int, float]:
+    found = _first_passage(talk)
+    return (0, found.time) if found.event else (1, -found.time)
 
 
 def _survival(study: Study) -> _Drawn:
     talks = _states(study)
     columns = ("arm", "turn", "at_risk", "entered", "censored", "without_state", "ci_low", "ci_high")
     rows: list[tuple[Any, ...]] = []
-    entered = 0
-    groups: list[tuple[list[int], list[bool]]] = []
-    horizon = min(max(_first_passage(talk)[0] for talk in talks if talk.arm == arm) for arm in _counts(talks))
+    found = {arm: [_first_passage(talk) for talk in talks if talk.arm == arm] for arm in study.arms}
+    passages = {arm: each for arm, each in found.items() if each}
+    curves = {arm: kaplan_meier([p.time for p in each], [p.event for p in each]) for arm, each in passages.items()}
+    horizon = common_horizon(list(curves.values()))
+    assert horizon is not None, "there are conversations"
     until: list[str] = []
-    early = [talk for talk in talks if not _first_passage(talk)[1] and talk.row["end_reason"] not in _CENSORING]
-    for arm in study.arms:
-        passages = [_first_passage(talk) for talk in talks if talk.arm == arm]
-        if not passages:
-            continue
-        entered += sum(had for _, had in passages)
-        times, had_it = [turn for turn, _ in passages], [had for _, had in passages]
-        groups.append((times, had_it))
-        curve = kaplan_meier(times, had_it)
+    for arm, curve in curves.items():
         if (mean := restricted_mean(curve, horizon)) is not None:
             until.append(f"{arm} {mean.value:.1f} ± {mean.se:.1f}")
-        rows.append((arm, 0, len(passages), 0, 0, 1.0, None, None))
+        rows.append((arm, 0, len(passages[arm]), 0, 0, 1.0, None, None))
         for place, time in enumerate(curve.times):
             band = curve.intervals[place]
             counts = (curve.at_risk[place], curve.events[place], curve.censored[place])
@@ -695,30 +695,31 @@ def _survival(study: Study) -> _Drawn:
         .encode(x=x, y=y, color=by_arm),
     ).properties(width=WIDTH, height=300)
     caption = (
-        f"Kaplan-Meier estimate, n = {len(talks)} conversations that are not invalid, of which {entered} left the "
-        "normal state. Event: the first message in any other state. Ticks: conversations that ended without one, for "
+        f"Kaplan-Meier estimate, n = {len(talks)} conversations that are not invalid, of which "
+        f"{sum(p.event for each in passages.values() for p in each)} left the normal state. Event: the turn in which "
+        "the first other state began, dated back to its onset. Ticks: conversations that ended without one, for "
         "whatever reason, counted as censored. Bands: 95 %, log(-log)."
     )
     if until:
-        caption += f" Mean turns without one, up to turn {horizon} (± its standard error): {', '.join(until)}."
+        caption += f" Mean turns without one, up to turn {horizon:g} (± its standard error): {', '.join(until)}."
+    groups = [([p.time for p in each], [p.event for p in each]) for each in passages.values()]
     if (test := logrank(*groups)) is not None:
         caption += f" Log-rank test of the arms: p = {test.p:.2g}."
-    if early:
-        caption += f" {_competing(talks, early)}"
+    if competing := _competing([p for each in passages.values() for p in each]):
+        caption += f" {competing}"
     return _Drawn(caption, columns, rows, chart, {"curve": data})
 
 
-def _competing(talks: Sequence[Talk], early: Sequence[Talk]) -> str:
+def _competing(passages: Sequence[Passage]) -> str | None:
     """What the curve hides where conversations ended before they could enter a state."""
-    causes = [
-        "state" if entered else "end" if talk in early else None
-        for talk in talks
-        for _, entered in [_first_passage(talk)]
-    ]
-    found = cumulative_incidence([_first_passage(talk)[0] for talk in talks], causes)
+    early = sum(p.ended is not None for p in passages)
+    if not early:
+        return None
+    causes = ["state" if p.event else None if p.ended is None else "end" for p in passages]
+    found = cumulative_incidence([p.time for p in passages], causes)
     share = found["state"].incidence[-1] if "state" in found else 0.0
     return (
-        f"{len(early)} ended before the turn limit without one. Counted as such instead of as censored, {share:.0%} of "
+        f"{early} ended before the turn limit without one. Counted as such instead of as censored, {share:.0%} of "
         "all entered a state (cumulative incidence, all arms together)."
     )
 

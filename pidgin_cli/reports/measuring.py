@@ -7,41 +7,47 @@ value says why in the table `computed_metrics`.
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
-import msgspec
-
 from pidgin_cli.conversation.setup import ensure_person_settings
-from pidgin_cli.conversation.watching import Watcher
-from pidgin_cli.core.errors import LogError, PidginError, SpecError
-from pidgin_cli.core.events import ConversationStartEvent, MessageCompleteEvent, TurnCompleteEvent
+from pidgin_cli.core.errors import PidginError, SpecError
 from pidgin_cli.core.types import Usage
 from pidgin_cli.database.computed import Computed, Part
 from pidgin_cli.database.store import EventStore
 from pidgin_cli.eventlog.folder import ExperimentFolder, OutputRoot
-from pidgin_cli.eventlog.log import read_record
-from pidgin_cli.metrics.catalogue import METRICS_VERSION, PLUGINS, message_metrics
+from pidgin_cli.metrics.catalogue import METRICS_VERSION, PLUGINS
 from pidgin_cli.metrics.engine import wide
 from pidgin_cli.metrics.lexicon import LEXICON_VERSION
 from pidgin_cli.metrics.offline import offline, read, states, summarise
-from pidgin_cli.metrics.others import LEAST_CONVERSATIONS, Profile, burrows_delta, convergence_index, profile
+from pidgin_cli.metrics.others import LEAST_CONVERSATIONS, Profile, burrows_delta, convergence_index
 from pidgin_cli.metrics.semantics import LEXICAL_HASH, hashed, semantics, topics
 from pidgin_cli.metrics.tokens import TOKENIZER_VERSION
 from pidgin_cli.providers.embeddings import OFFLINE, Spent, check_choice, open_model
 from pidgin_cli.providers.registry import at_home, split_model
 from pidgin_cli.spec.catalogue import cost_usd
-from pidgin_cli.spec.conversation import ConversationSpec
 from pidgin_cli.spec.experiment import load
 
+from .conversation_metrics import RecordTask, TextMetrics, of_record, of_texts
 from .transcript import Lineage
+from .workers import Workers, workers
 
 __all__ = ["NOT_CHOSEN", "Measured", "check_embeddings", "measure"]
 
 NOT_CHOSEN = "no embedding model was chosen; run: pidgin import EXPERIMENT --embeddings MODEL"
 """Why there are no semantic metrics where nobody asked for them."""
 INVALID = "the conversation is invalid"
+
+KEEP_EVERY_S = 10.0
+"""What has been computed for so long goes into the database, so that a process that dies loses no more."""
+KEEP_MESSAGES = 5_000
+"""What has been computed of so many goes there, too, so that the values of a large study need no memory."""
+SHARE_OF_KEEPING = 0.1
+"""Of the time, at most: it takes a copy of the database."""
+LEAST_FOR_PROCESSES = 1_000
+"""Messages; fewer are done before a process has begun."""
 
 
 class Measured(NamedTuple):
@@ -118,17 +124,68 @@ def measure(
     if embeddings is not None:
         check_embeddings(embeddings)
     study = _Texts(store, root, folder, lineage, progress)
-    done = study.live() + study.texts() + study.others()
-    live = sum(len(each.messages) for each in done if each.part == "live")
-    store.keep_computed(done)
-    found = Measured(len({each.conversation_id for each in done}), live)
+    with _Keeping(store) as keeping:
+        with workers(None if study.is_large() else 1) as pool:
+            for computed in study.live(pool):
+                keeping.add(computed)
+            for computed in study.texts(pool):
+                keeping.add(computed)
+        for computed in study.others():
+            keeping.add(computed)
+    found = Measured(len(keeping.conversations), keeping.live)
     if embeddings is None and not study.has_vectors():
         embeddings = _chosen(folder)
         if embeddings is None:
             store.keep_computed(study.without_vectors(NOT_CHOSEN))
     if embeddings is None:
         return found
-    return study.with_vectors(embeddings, found, {each.conversation_id for each in done})
+    return study.with_vectors(embeddings, found, keeping.conversations)
+
+
+class _Keeping:
+    """Puts what has been computed into the database, now and then and at the end; also where something went wrong."""
+
+    def __init__(self, store: EventStore) -> None:
+        self._store = store
+        self._waiting: list[Computed] = []
+        self._messages = 0
+        self._since = time.monotonic()
+        self._took = 0.0
+        self.conversations: set[str] = set()
+        """Of which something was computed."""
+        self.live = 0
+        """Messages whose live metrics the record has not."""
+
+    def __enter__(self) -> "_Keeping":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._keep()
+
+    def add(self, computed: Computed) -> None:
+        self._waiting.append(computed)
+        self.conversations.add(computed.conversation_id)
+        self.live += len(computed.messages) if computed.part == "live" else 0
+        self._messages += len(computed.messages)
+        waited = time.monotonic() - self._since
+        if waited >= max(KEEP_EVERY_S, self._took / SHARE_OF_KEEPING) or self._messages >= KEEP_MESSAGES:
+            self._keep()
+
+    def _keep(self) -> None:
+        began = time.monotonic()
+        waiting, self._waiting, self._messages = self._waiting, [], 0
+        self._store.keep_computed(waiting)
+        self._since = time.monotonic()
+        self._took = self._since - began
+
+
+class _Place(NamedTuple):
+    """Where a message stands."""
+
+    message_index: int
+    turn_number: int
+    own: bool
+    """It is not another conversation's, which this one shares."""
 
 
 def _digest(*parts: object) -> str:
@@ -159,15 +216,23 @@ class _Texts:
         self._there = {(row["conversation_id"], row["part"]): row for row in store.metrics.computed(self._id)}
         self._states: dict[str, dict[int, tuple[str | None, int | None]]] = {}
         self._profiles: dict[str, Profile] = {}
+        self._places: dict[str, list[_Place]] = {}
         self._all = sorted(
             (name, row["log_sha256"], row["arm"], row["invalid"], row["origin_conversation_id"])
             for name, row in self._rows.items()
         )
 
-    @cached_property
-    def _said(self) -> dict[str, list[dict[str, Any]]]:
-        """All messages of each conversation, those that a branch shares included."""
-        return {name: self._store.messages.of(name, shared=True) for name in self._rows}
+    def is_large(self) -> bool:
+        """Whether it pays to compute it in several processes."""
+        stale = self._stale_texts() if not self._are_others_stale() else self._rows
+        messages: int = sum(self._rows[name]["messages"] for name in stale)
+        return messages >= LEAST_FOR_PROCESSES
+
+    def _said(self, name: str) -> list[dict[str, Any]]:
+        """All messages of a conversation, those that a branch shares included."""
+        rows = self._store.messages.of(name, shared=True)
+        self._places[name] = [_Place(row["message_index"], row["turn_number"], row["own"]) for row in rows]
+        return rows
 
     @cached_property
     def _agents(self) -> dict[str, dict[str, dict[str, Any]]]:
@@ -183,22 +248,14 @@ class _Texts:
     def _computed(self, name: str, part: Part, digest: str, **values: Any) -> Computed:
         return Computed(name, part, self._rows[name]["log_sha256"], digest, METRICS_VERSION, **values)
 
-    def _talk(self, name: str) -> list[tuple[str, str]]:
-        return [(row["agent_id"], row["content"]) for row in self._said[name]]
-
-    def _profile(self, name: str) -> Profile:
-        if name not in self._profiles:
-            self._profiles[name] = profile(read(self._talk(name)))
-        return self._profiles[name]
-
     def _own(self, name: str, values: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
         """Values in the order of the messages, by the index of those that are the conversation's own."""
-        rows = zip(self._said[name], values, strict=True)
-        return {row["message_index"]: each for row, each in rows if row["own"]}
+        places = zip(self._places[name], values, strict=True)
+        return {place.message_index: each for place, each in places if place.own}
 
     # What the record has not
 
-    def live(self) -> list[Computed]:
+    def live(self, pool: Workers) -> Iterator[Computed]:
         """Live metrics of conversations that ran without them, came from elsewhere, or broke off within a turn."""
         recorded: dict[str, set[int]] = {}
         for row in self._store.metrics.by_message(self._id, ("computed", "state", "state_onset")):
@@ -208,98 +265,106 @@ class _Texts:
                 row["state"],
                 row["state_onset"],
             )
-        lacking = {name for name, row in self._rows.items() if len(recorded.get(name, ())) < row["messages"]}
-        found = []
-        for place, name in enumerate(sorted(lacking), 1):
-            digest = _digest(self._rows[name]["log_sha256"], sorted(PLUGINS))
-            if self._stale(name, "live", digest):
-                self._progress(f"live metrics of {name}, {place} of {len(lacking)}")
-                found.append(self._live_of(name, recorded.get(name, set()), digest))
-        return found
-
-    def _live_of(self, name: str, recorded: set[int], digest: str) -> Computed:
-        names = dict.fromkeys(message_metrics("live"))
-        try:
-            events = read_record(self._folder.logs()[name]).events
-            whole, missing = self._lineage(self._root, events)
-            if missing is not None:
-                return self._computed(name, "live", digest, missing=missing)
-            start = next(event for event in whole if isinstance(event, ConversationStartEvent))
-            spec = ConversationSpec.from_json(start.spec)
-            called = {agent_id: row["name"] or agent_id for agent_id, row in self._agents[name].items()}
-            watcher = Watcher(spec, called, self._rows[name]["opening"] or "")
-        except (LogError, SpecError, ValueError, KeyError, StopIteration, msgspec.MsgspecError) as error:
-            return self._computed(name, "live", digest, missing=f"the record cannot be taken in again: {error}")
-        own = {row["message_index"] for row in self._said[name] if row["own"]}
-        messages: dict[int, Mapping[str, Any]] = {}
-        turns: dict[int, Mapping[str, Any]] = {}
-        states_of = self._states.setdefault(name, {})
-        for event in whole:
-            if isinstance(event, MessageCompleteEvent):
-                watcher.take(event)
-                index = event.message_index
-                if index in own and index not in recorded:
-                    values = watcher.turn_metrics(event.turn_number)["messages"][str(index)]
-                    messages[index] = names | values
-                    states_of[index] = (values.get("state"), values.get("state_onset"))
-            elif isinstance(event, TurnCompleteEvent) and not event.metrics and event.convergence is None:
-                told = watcher.turn_metrics(event.turn_number)["turn"]
-                turns[event.turn_number] = {
-                    "convergence": watcher.convergence(),
-                    "detectors": watcher.detectors(),
-                    "pairs": told,
-                }
-        known = self._rows[name]["metrics"] not in (None, "{}")
-        conversation = {} if known else watcher.conversation_metrics()
-        return self._computed(name, "live", digest, messages=messages, conversation=conversation, turns=turns)
+        lacking = sorted(name for name, row in self._rows.items() if len(recorded.get(name, ())) < row["messages"])
+        digests = {name: _digest(self._rows[name]["log_sha256"], sorted(PLUGINS)) for name in lacking}
+        stale = [name for name in lacking if self._stale(name, "live", digests[name])]
+        if not stale:
+            return
+        tasks = (
+            RecordTask(
+                self._root,
+                self._folder.log(name),
+                self._lineage,
+                {agent_id: row["name"] or agent_id for agent_id, row in self._agents.get(name, {}).items()},
+                self._rows[name]["opening"] or "",
+                frozenset(recorded.get(name, ())),
+            )
+            for name in stale
+        )
+        # The metrics that a program brought along itself are in no other process.
+        results = map(of_record, tasks) if PLUGINS else pool.map(of_record, tasks)
+        for place, (name, found) in enumerate(zip(stale, results, strict=True), 1):
+            self._progress(f"live metrics of {name}, {place} of {len(stale)}")
+            self._states.setdefault(name, {}).update(
+                (index, (values.get("state"), values.get("state_onset"))) for index, values in found.messages.items()
+            )
+            known = self._rows[name]["metrics"] not in (None, "{}")
+            yield self._computed(
+                name,
+                "live",
+                digests[name],
+                messages=found.messages,
+                conversation={} if known else found.conversation,
+                turns=found.turns,
+                missing=found.missing,
+            )
 
     # Of one conversation
 
-    def texts(self) -> list[Computed]:
-        """What takes time by the square of something, and what became of the state."""
-        digests = {name: _digest(row["log_sha256"], _has_vader()) for name, row in self._rows.items()}
-        stale = [name for name, digest in digests.items() if self._stale(name, "texts", digest)]
-        if not stale:
-            return []
-        kinds = _error_kinds(self._store.events.errors(self._id))
-        found = []
-        for place, name in enumerate(stale, 1):
-            self._progress(f"{place} of {len(stale)} conversations")
-            texts = read(self._talk(name))
-            self._profiles[name] = profile(texts)
-            rows, summaries = offline(texts.readings)
-            values = [
-                row | {"error_kind": kinds.get((name, message["message_index"]))}
-                for row, message in zip(rows, self._said[name], strict=True)
-            ]
-            entered = [self._states.get(name, {}).get(row["message_index"], (None, None)) for row in self._said[name]]
-            of_all = wide(summaries) | states([state for state, _ in entered], [onset for _, onset in entered])
-            found.append(
-                self._computed(name, "texts", digests[name], messages=self._own(name, values), conversation=of_all)
-            )
-        return found
+    def _text_digest(self, name: str) -> str:
+        return _digest(self._rows[name]["log_sha256"], _has_vader())
+
+    def _stale_texts(self) -> list[str]:
+        return [name for name in self._rows if self._stale(name, "texts", self._text_digest(name))]
+
+    def texts(self, pool: Workers) -> Iterator[Computed]:
+        """What takes time by the square of something, and what became of the state.
+
+        On the way the profiles are made, where conversations are to be held against others.
+        """
+        stale = self._stale_texts()
+        wanted = list(self._rows) if self._are_others_stale() else stale
+        if not wanted:
+            return
+        kinds = _error_kinds(self._store.events.errors(self._id)) if stale else {}
+        new = set(stale)
+        tasks = ((self._talk(name), name in new) for name in wanted)
+        for place, (name, found) in enumerate(zip(wanted, pool.map(of_texts, tasks), strict=True), 1):
+            self._progress(f"{place} of {len(wanted)} conversations")
+            self._profiles[name] = found.profile
+            if name in new:
+                yield self._of_texts(name, found, kinds)
+
+    def _talk(self, name: str) -> list[tuple[str, str]]:
+        return [(row["agent_id"], row["content"]) for row in self._said(name)]
+
+    def _of_texts(self, name: str, found: TextMetrics, kinds: Mapping[tuple[str, int], str]) -> Computed:
+        places = self._places[name]
+        values = [
+            row | {"error_kind": kinds.get((name, place.message_index))}
+            for row, place in zip(found.messages, places, strict=True)
+        ]
+        entered = [self._states.get(name, {}).get(place.message_index, (None, None)) for place in places]
+        of_all = found.conversation | states([state for state, _ in entered], [onset for _, onset in entered])
+        return self._computed(
+            name, "texts", self._text_digest(name), messages=self._own(name, values), conversation=of_all
+        )
 
     # Against other conversations
 
-    def others(self) -> list[Computed]:
-        """What a conversation has beyond chance: against others of its arm, and of the experiment."""
+    def _are_others_stale(self) -> bool:
         digest = _digest(self._all)
-        if not any(self._stale(name, "others", digest) for name in self._rows):
+        return any(self._stale(name, "others", digest) for name in self._rows)
+
+    def others(self) -> list[Computed]:
+        """What a conversation has beyond chance: against others of its arm, and of the experiment; after `texts`."""
+        digest = _digest(self._all)
+        if not self._are_others_stale():
             return []
         arms: dict[str | None, list[str]] = {}
         why: dict[str, str] = {}
         for name in sorted(self._rows):
             if self._rows[name]["invalid"]:
                 why[name] = INVALID
-            elif any(row["message_index"] != place for place, row in enumerate(self._said[name])):
+            elif any(place.message_index != at for at, place in enumerate(self._places[name])):
                 why[name] = "what it shares with the conversation that it branches off is not in the database"
             else:
                 arms.setdefault(self._rows[name]["arm"], []).append(name)
-        shared = {name: sum(not row["own"] for row in rows) for name, rows in self._said.items()}
+        shared = {name: sum(not place.own for place in places) for name, places in self._places.items()}
         messages: dict[str, list[dict[str, Any]]] = {}
         for names in arms.values():
             index = convergence_index(
-                {name: self._profile(name) for name in names},
+                {name: self._profiles[name] for name in names},
                 shared=shared,
                 progress=lambda done, of: self._progress(f"surrogates of {done} of {of} conversations"),
             )
@@ -315,21 +380,21 @@ class _Texts:
         deltas = dict(
             zip(
                 compared,
-                burrows_delta([self._profile(name) for name in compared], shared=[shared[name] for name in compared]),
+                burrows_delta([self._profiles[name] for name in compared], shared=[shared[name] for name in compared]),
                 strict=True,
             )
         )
         empty: dict[str, Any] = {"convergence_index": None, "convergence_surrogates": None}
         found = []
         for name in self._rows:
-            values = messages.get(name, [empty] * len(self._said[name]))
+            values = messages.get(name, [empty] * len(self._places[name]))
             of_all: dict[str, Any] = {
                 f"burrows_delta_{one}{two}": value for (one, two), value in deltas.get(name, {}).items()
             }
             by_turn: dict[int, list[float]] = {}
-            for row, each in zip(self._said[name], values, strict=True):
-                if row["own"] and each["convergence_index"] is not None:
-                    by_turn.setdefault(row["turn_number"], []).append(each["convergence_index"])
+            for place, each in zip(self._places[name], values, strict=True):
+                if place.own and each["convergence_index"] is not None:
+                    by_turn.setdefault(place.turn_number, []).append(each["convergence_index"])
             if by_turn:
                 every = [value for each in by_turn.values() for value in each]
                 of_all["convergence_index_mean"] = sum(every) / len(every)
@@ -364,18 +429,19 @@ class _Texts:
             and not (self._there.get((name, "semantics")) or {"model": None})["model"]
         ]
 
-    def with_vectors(self, choice: str, found: Measured, before: set[str]) -> Measured:
+    def with_vectors(self, choice: str, found: Measured, before: Collection[str]) -> Measured:
         """Semantic metrics of the whole experiment by one model."""
         digest = _digest(choice, self._all)
         if not any(self._stale(name, "semantics", digest) for name in self._rows):
             return found._replace(model=choice)
+        said = {name: self._said(name) for name in self._rows}
         openings = {name: row["opening"] or "" for name, row in self._rows.items()}
         prompts = {
             name: {agent: row["system_prompt"] or "" for agent, row in self._agents.get(name, {}).items()}
             for name in self._rows
         }
         texts = [
-            *(row["content"] for rows in self._said.values() for row in rows),
+            *(row["content"] for rows in said.values() for row in rows),
             *openings.values(),
             *(text for each in prompts.values() for text in each.values()),
         ]
@@ -385,10 +451,10 @@ class _Texts:
             why = f"{choice}: {error}"
             self._store.keep_computed(self.without_vectors(why))
             return found._replace(model=choice, failed=str(error))
-        of_messages = {name: [by_text[row["content"]] for row in rows] for name, rows in self._said.items()}
+        of_messages = {name: [by_text[row["content"]] for row in rows] for name, rows in said.items()}
         clusters, switches = topics(of_messages)
         computed = []
-        for name, rows in self._said.items():
+        for name, rows in said.items():
             values, summaries = semantics(
                 [(row["agent_id"], vector) for row, vector in zip(rows, of_messages[name], strict=True)],
                 by_text[openings[name]],
@@ -411,7 +477,7 @@ class _Texts:
                 )
             )
         self._store.keep_computed(computed)
-        return found._replace(conversations=len(before | set(self._rows)), model=model, spent=spent, cost_usd=cost)
+        return found._replace(conversations=len({*before, *self._rows}), model=model, spent=spent, cost_usd=cost)
 
 
 def _vectors(
@@ -450,5 +516,6 @@ def _error_kinds(errors: Sequence[Mapping[str, Any]]) -> dict[tuple[str, int], s
     return found
 
 
+@lru_cache(maxsize=1)
 def _has_vader() -> bool:
     return bool(offline(read([("a", "good")]).readings)[0][0]["sentiment_vader"])

@@ -164,17 +164,19 @@ plt.show()''',
     ),
     (
         "markdown",
-        "## How long until an attractor state\n\nKaplan-Meier: the first message in a state other than `normal`. "
-        "Conversations without one are censored at\ntheir last turn, not left out.",
+        "## How long until an attractor state\n\nKaplan-Meier: the turn in which the first state other than `normal` "
+        "began, dated back to its onset.\nConversations without one are censored at their last turn, not left out.",
     ),
     (
         "code",
         '''passages = ask("""
-    SELECT c.arm, min(turn_number) FILTER (state <> 'normal') AS entered, max(turn_number) AS last
-    FROM messages JOIN conversations c USING (conversation_id)
-    JOIN message_metrics USING (conversation_id, message_index)
+    SELECT c.arm, min(began.turn_number) FILTER (state <> 'normal') AS entered, max(m.turn_number) AS last
+    FROM messages m JOIN conversations c USING (conversation_id)
+    JOIN message_metrics s USING (conversation_id, message_index)
+    ASOF JOIN messages began ON m.conversation_id = began.conversation_id
+        AND coalesce(state_onset, m.message_index) <= began.message_index
     WHERE c.experiment_id = ? AND NOT coalesce(c.invalid, false) AND state IS NOT NULL
-    GROUP BY c.arm, conversation_id ORDER BY c.arm
+    GROUP BY c.arm, m.conversation_id ORDER BY c.arm
 """)
 had = np.array([turn is not None for turn in passages["entered"]], dtype=bool)
 times = np.where(had, passages["entered"], passages["last"])''',

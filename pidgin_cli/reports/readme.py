@@ -94,14 +94,14 @@ def readme(folder: ExperimentFolder, manifest: Manifest, progress: Callable[[str
         "more_arms": max(0, len(asked) - SHOWN_ARMS),
         "plan": _plan(folder, manifest, told),
         "spec": _spec(folder),
-        "happened": _happened(manifest),
+        "happened": _happened(manifest, dated=_is_dated(told)),
         "ends": _ends(manifest),
         "problems": list(_problems(manifest, told)),
         "validity": _validity(told),
         "invalid": _invalid(told),
         "notable": _notable(told),
         "headline": _headline(manifest, told),
-        "files": _files(manifest),
+        "files": _files(folder, manifest),
         "commands": [Markdown(line) for line in _commands(manifest)],
     }
     return environment(html=False).get_template("README.md.j2").render(values)
@@ -161,17 +161,25 @@ def _spec(folder: ExperimentFolder) -> Markdown:
     try:
         return fenced(folder.spec.read_text(encoding="utf-8", errors="replace").rstrip("\n"), "yaml")
     except OSError:
-        return Markdown("It is not there any more.")
+        return Markdown("There is none.")
 
 
-def _happened(manifest: Manifest) -> Markdown:
+def _is_dated(told: Sequence[_Told]) -> bool:
+    """Whether times are known: a plain transcript from elsewhere has none, only the one at which it was taken in."""
+    sources = [each.start.spec.get("source") for each in told if each.start is not None]
+    return not any(isinstance(source, dict) and source.get("format") == "transcript" for source in sources)
+
+
+def _happened(manifest: Manifest, *, dated: bool) -> Markdown:
     totals = manifest.totals
     tokens = "tokens not known" if totals.tokens is None else f"{totals.tokens:,} tokens"
     text = (
         f"{totals.completed:,} of {totals.conversations:,} conversations are complete, {totals.failed:,} failed. "
         f"{totals.turns:,} turns, {totals.messages:,} messages, {tokens}, cost {money(totals.cost_usd)}."
     )
-    if manifest.started_at is not None:
+    if not dated:
+        text += f" Taken in from elsewhere {manifest.created_at:%Y-%m-%d %H:%M} UTC; when they were held is not known."
+    elif manifest.started_at is not None:
         text += f" Begun {manifest.started_at:%Y-%m-%d %H:%M} UTC"
         text += f", ended {manifest.completed_at:%Y-%m-%d %H:%M} UTC." if manifest.completed_at is not None else "."
     if manifest.versions:
@@ -266,16 +274,16 @@ def _row(name: str, values: Iterable[float | None], form: str = ",.1f") -> tuple
     return name, len(known), format(sum(known) / len(known), form), format(median(known), form), shown
 
 
-def _files(manifest: Manifest) -> Markdown:
-    rows = (
+def _files(folder: ExperimentFolder, manifest: Manifest) -> Markdown:
+    rows = [
         ("[report.html](report.html)", "figures, tables and transcripts in one page"),
         ("[notebook.ipynb](notebook.ipynb)", "the same questions asked of the database, to change and go on with"),
         ("[transcripts](transcripts/summary.md)", "every conversation as a page"),
         ("[figures](figures/)", "every figure as SVG, PNG and CSV"),
-        ("[spec.yaml](spec.yaml)", "what was asked, runnable as it stands"),
+        *([("[spec.yaml](spec.yaml)", "what was asked, runnable as it stands")] if folder.spec.is_file() else []),
         (f"conv\\_{manifest.experiment_id}-\\*\\_events.jsonl", "the record itself, one line per event"),
         ("[post_processing.log](post_processing.log)", "how these pages were made"),
-    )
+    ]
     return Markdown("\n".join(f"- {name}: {what}" for name, what in rows))
 
 
@@ -289,5 +297,5 @@ def _commands(manifest: Manifest) -> Iterator[str]:
     yield f"pidgin query \"FROM conversations WHERE experiment_id = '{name}'\""
     yield f"pidgin report {name}"
     if len({entry.arm for entry in manifest.conversations.values()}) > 1:
-        yield f"pidgin compare {name}"
+        yield f"pidgin compare {name} --by arm"
     yield f"pidgin verify {name}"

@@ -95,6 +95,7 @@ class _Transcript:
         self.parts: list[str] = []
         self.turn = 0
         self.is_shared = False
+        self.is_dated = True
         self.edited: dict[int, int] = {}
 
     def name(self, agent_id: str) -> Markdown:
@@ -145,14 +146,21 @@ class _Transcript:
     def _head(self, start: ConversationStartEvent) -> None:
         self.names = {agent.id: agent.name for agent in start.agents}
         self.put(f"# Conversation {inline(start.conversation_id or '')}")
+        source = start.spec.get("source")
+        self.is_dated = not isinstance(source, dict) or source.get("format") != "transcript"
         facts: list[tuple[str, object]] = [
             ("experiment", start.experiment_id),
             ("arm", start.arm or None),
             ("repetition", start.repetition),
-            ("seed", start.seed),
+        ]
+        if isinstance(source, dict):  # what a record from elsewhere does not say was filled in when it was taken in
+            facts += [("taken in from", source.get("file")), ("dated", source.get("dated"))]
+        else:
+            facts.append(("seed", start.seed))
+        facts += [
             ("turns planned", start.spec.get("max_turns")),
-            ("begun", when(start.timestamp)),
-            ("made with", f"Pidgin {start.pidgin_version}"),
+            ("begun", when(start.timestamp) if self.is_dated else None),
+            ("made with" if source is None else "taken in with", f"Pidgin {start.pidgin_version}"),
         ]
         if start.branch_of:
             facts.append(("branch of", f"{start.branch_of.get('conversation_id')}, turn {start.branch_of.get('turn')}"))
@@ -275,7 +283,8 @@ class _Transcript:
             self.put("The record does not say that it has ended.")
             return
         why = inline(end.end_reason.value.replace("_", " "))
-        self.put(f"Status {inline(end.status.value)}, because of: {why}, {when(end.timestamp)}.")
+        at = f", {when(end.timestamp)}" if self.is_dated else ""
+        self.put(f"Status {inline(end.status.value)}, because of: {why}{at}.")
         if end.error:
             self.put(quoted(prose(end.error)))
         if end.invalid:

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 __all__ = ["processors", "serve", "workers"]
 
@@ -45,24 +45,23 @@ class _Worker:
     """One process, started when there is work for it."""
 
     def __init__(self) -> None:
-        self._process = subprocess.Popen(
+        self._process = subprocess.Popen(  # noqa: S603  ourselves
             [sys.executable, "-P", "-c", _COMMAND, *sys.path],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             process_group=0,  # Ctrl-C in the terminal is for the program that is in front
         )
 
-    def ask(self, call: Callable[[T], R], item: T) -> R:
-        """Raises _Died when the process ends over it."""
+    def ask(self, work: bytes) -> Any:
+        """What came of a pickled call and its item. Raises _Died when the process ends over it."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
-            pickle.dump((call, item), self._process.stdin, pickle.HIGHEST_PROTOCOL)
+            self._process.stdin.write(work)
             self._process.stdin.flush()
-            answer: R = pickle.load(self._process.stdout)
+            return pickle.load(self._process.stdout)  # noqa: S301  from ourselves
         except (EOFError, OSError, pickle.UnpicklingError) as error:
             raise _Died from error
-        return answer
 
     def kill(self) -> None:
         self._process.kill()
@@ -91,7 +90,7 @@ class Workers:
         """`call` of each item, in their order.
 
         Args:
-            call: a function of a module. It and all that goes in and comes out can be pickled.
+            call: a function of a module; what cannot be pickled is computed here.
             items: taken as they are needed.
         """
         if self._threads is None:
@@ -108,14 +107,19 @@ class Workers:
     def _compute(self, call: Callable[[T], R], item: T) -> R:
         worker: _Worker | None = getattr(self._mine, "worker", None)
         try:
+            work = pickle.dumps((call, item), pickle.HIGHEST_PROTOCOL)
+        except (pickle.PicklingError, AttributeError, TypeError):
+            return call(item)
+        try:
             if worker is None:
                 worker = self._mine.worker = self._start()
-            return worker.ask(call, item)
+            answer: R = worker.ask(work)
         except (_Died, OSError):
             if self._ended:
                 raise
             self._mine.worker = None
             return call(item)  # here, where a fault in it comes to light
+        return answer
 
     def _start(self) -> _Worker:
         with self._lock:
@@ -152,13 +156,13 @@ def workers(number: int | None = None) -> Iterator[Workers]:
 
 
 def serve() -> None:
-    """What a process does: answer until its input ends. Over what goes wrong it ends, too: the one who asked sees to it."""
+    """What a process does: answer until its input ends or something goes wrong, which the other side will tell."""
     asked: IO[bytes] = sys.stdin.buffer
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever else is printed must not come between the answers
     while True:
         try:
-            call, item = pickle.load(asked)
+            call, item = pickle.load(asked)  # noqa: S301  from ourselves
         except EOFError:
             return
         try:

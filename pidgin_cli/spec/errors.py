@@ -128,6 +128,8 @@ def faults_of(error: ValidationError, model: type[BaseModel] | None = None, more
                 continue
             known = [*_keys_at(model, where[:-1]), *(more if len(where) == 1 else ())]
             found.append(Fault(where, nearest(where[-1], known), unknown=True))
+        elif said["type"] == "too_short" and (context := said.get("ctx")):
+            found.append(Fault(where, f"{context['actual_length']} given, at least {context['min_length']} needed"))
         else:
             found.append(Fault(where, said["msg"].removeprefix("Value error, ")))
     return found
