@@ -12,6 +12,7 @@ import pytest
 from commands import Pidgin, error_of, pidgin
 from runs import append, make, said, start
 
+from pidgin_cli.cli.analysis import REDUCTIONS
 from pidgin_cli.core.events import ConversationEndEvent, Event, Totals
 from pidgin_cli.core.types import EndReason, Status, Usage
 from pidgin_cli.eventlog.folder import OutputRoot
@@ -145,15 +146,32 @@ def test_values_that_are_missing_stay_missing(root: OutputRoot, pidgin: Pidgin) 
     assert re.search(r"^mtld +– \(0\) +– \(0\) +–", printed, re.MULTILINE)
 
 
-@pytest.mark.parametrize(("reduce", "expected"), [("first3", 20.0), ("last3", 50.0), ("delta", 30.0), ("slope", 10.0)])
+@pytest.mark.parametrize(
+    ("reduce", "expected"),
+    [
+        *[("first3", 20.0), ("last3", 50.0), ("delta", 30.0), ("slope", 10.0), ("peak", 60.0), ("peak_turn", 3.0)],
+        ("lag1_autocorr", 1.0),
+    ],
+)
 def test_ways_to_reduce_a_conversation(root: OutputRoot, pidgin: Pidgin, reduce: str, expected: float) -> None:
-    """First and last three messages, their difference, and the slope by message; totals stay totals."""
+    """First and last three messages, their difference, slope, highest, its turn, autocorrelation; totals stay."""
     make(root, "aaaaaaaa", [talk(10, 20, 30, 40, 50, 60)] * 2, name="one")
     make(root, "bbbbbbbb", [talk(5, 5, 5, 5, 5, 5)] * 2, name="two")
     found = rows(pidgin("compare", "one", "two", "--json", "--reduce", reduce).out)
     assert found["words"]["mean_a"] == pytest.approx(expected)
     assert found["words"]["reduce"] == reduce
     assert found["total_words"]["mean_a"] == 210
+
+
+def test_messages_without_a_value_keep_their_place() -> None:
+    """A slope goes by message: where one has no value, the others are no nearer to each other."""
+    turns = [1, 1, 2, 2, 3, 3]
+    values = [1.0, None, 3.0, None, None, 6.0]
+    found = {name: reduction(values, turns) for name, (reduction, _) in REDUCTIONS.items()}
+    assert found["slope"] == pytest.approx(1.0)
+    assert (found["auc"], found["peak"], found["peak_turn"], found["lag1_autocorr"]) == (17.5, 6.0, 3.0, None)
+    assert {reduction([None] * 6, turns) for reduction, _ in REDUCTIONS.values()} == {None}
+    assert {reduction([], []) for reduction, _ in REDUCTIONS.values()} == {None}
 
 
 def test_stored_metrics_are_compared(pidgin: Pidgin) -> None:

@@ -253,10 +253,21 @@ def test_sentiment() -> None:
     vader = pytest.importorskip("vaderSentiment.vaderSentiment").SentimentIntensityAnalyzer()
     draw = random.Random(3)
     loaded = (
-        "good bad happy hate love terrible GREAT not never so this without doubt no nor or very kind sort of but least"
-        " at hardly yeah right the bomb kiss death to die for isn't 😀 :) it was and a day bad ass"
+        "good bad happy hate love terrible GREAT not never this no nor or very kind but least at hardly isn't 😀 :)"
+        " it was and a day"
     )
-    texts = [" ".join(draw.choices(loaded.split(), k=size)) for size in range(1, 60) for _ in range(4)]
+    idioms = [
+        "kiss of death",
+        "to die for",
+        "yeah right",
+        "the bomb",
+        "bad ass",
+        "sort of",
+        "without doubt",
+        "so it is",
+    ]
+    texts = [" ".join(draw.choices([*loaded.split(), *idioms], k=size)) for size in range(1, 60) for _ in range(4)]
+    texts += [f"it was a day {idiom}" for idiom in idioms]
     rows, _ = offline(read([("a", text) for text in texts]).readings)
     known = [(row["sentiment_vader"], text) for row, text in zip(rows, texts, strict=True)]
     assert sum(value is not None for value, _ in known) > 200

@@ -17,6 +17,7 @@ import pytest
 from commands import Pidgin, error_of, pidgin, until
 from forked_cli import logs_in
 from support import check_record, messages, of_type, requests_per_message, story
+from terminal import Terminal
 
 from pidgin_cli.core.events import (
     ConversationStartEvent,
@@ -154,6 +155,30 @@ def test_a_dry_run_needs_no_key(pidgin: Pidgin) -> None:
     refused = pidgin(*flags)
     assert refused.status == 2
     assert "agent a (anthropic:" in refused.err
+
+
+def test_nothing_to_run(pidgin: Pidgin) -> None:
+    """Without a spec and without models the error says where a spec comes from."""
+    assert "pidgin init" in error_of(pidgin("run"))
+
+
+def test_narrow_terminals(pidgin: Pidgin, tmp_path: Path) -> None:
+    """At 80 columns no id is cut: arms too long for their column are numbered. Sentences wrap between words."""
+    fast = {"agents": [{"id": name, "model": "local:test?words=6"} for name in "ab"], "metrics": "off", "max_turns": 1}
+    spec = spec_file(tmp_path, **fast, sweep={"a.temperature": [0.2, 1.0], "b.temperature": [0.2]})
+    assert pidgin("run", spec).status == 0
+    experiment_id = the_folder(tmp_path / "pidgin_output").experiment_id
+    for columns, of_first_arm in ((80, "#1"), (140, "a.temperature=")):
+        with Terminal("show", "study", cwd=tmp_path, columns=columns) as terminal:
+            assert terminal.wait() == 0
+        rows = re.findall(rf"^({experiment_id}-\d) .* \$0  (\S.*)$", terminal.text, re.MULTILINE)
+        assert [name for name, _ in rows] == [f"{experiment_id}-{number}" for number in range(1, 5)]
+        assert rows[0][1].startswith(of_first_arm)
+        assert max(map(len, terminal.text.splitlines()[3:])) <= columns
+    with Terminal("power", "--n", "20", cwd=tmp_path) as terminal:
+        assert terminal.wait() == 0
+    assert terminal.text.split() == pidgin("power", "--n", "20").out.split()
+    assert max(map(len, terminal.text.splitlines())) <= 80
 
 
 def test_a_part_of_the_plan(pidgin: Pidgin, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from pidgin_cli.eventlog.log import read_record
 from pidgin_cli.eventlog.state import run_state
 from pidgin_cli.experiments.registry import living_runner
 from pidgin_cli.metrics.detectors import NORMAL, STATES
-from pidgin_cli.metrics.formulas import theil_sen
+from pidgin_cli.metrics.formulas import median_slope, pearson
 from pidgin_cli.metrics.passages import ATTRACTOR, entered, passage
 from pidgin_cli.metrics.statistics import (
     MixedModel,
@@ -328,17 +328,38 @@ def _auc(values: _Series) -> float | None:
 
 
 def _slope(values: _Series) -> float | None:
-    return theil_sen([float(value) for value in given(values)])
+    return median_slope([(place, value) for place, value in enumerate(values) if value is not None])
 
 
-REDUCTIONS: dict[str, tuple[Callable[[_Series], float | None], str]] = {
-    "mean": (_mean, "the mean over its messages"),
-    "first3": (_first3, "the mean of its first three messages"),
-    "last3": (_last3, "the mean of its last three messages"),
-    "delta": (_delta, "the mean of its last three messages less that of its first three"),
-    "slope": (_slope, "the Theil-Sen slope by message"),
-    "auc": (_auc, "the area under its curve by message (trapezium rule)"),
+def _peak(values: _Series) -> float | None:
+    return max((value for value in values if value is not None), default=None)
+
+
+def _peak_turn(values: _Series, turns: Sequence[int]) -> float | None:
+    highest = _peak(values)
+    return next((float(turn) for turn, value in zip(turns, values, strict=True) if value == highest is not None), None)
+
+
+def _lag1(values: _Series) -> float | None:
+    neighbours = [(one, other) for one, other in itertools.pairwise(values) if one is not None and other is not None]
+    return pearson(*zip(*neighbours, strict=True)) if neighbours else None
+
+
+REDUCTIONS: dict[str, tuple[Callable[[_Series, Sequence[int]], float | None], str]] = {
+    "mean": (lambda values, _: _mean(values), "the mean over its messages"),
+    "first3": (lambda values, _: _first3(values), "the mean of its first three messages"),
+    "last3": (lambda values, _: _last3(values), "the mean of its last three messages"),
+    "delta": (
+        lambda values, _: _delta(values),
+        "the mean of its last three messages less that of its first three",
+    ),
+    "slope": (lambda values, _: _slope(values), "the Theil-Sen slope by message"),
+    "auc": (lambda values, _: _auc(values), "the area under its curve by message (trapezium rule)"),
+    "peak": (lambda values, _: _peak(values), "the highest value of a message"),
+    "peak_turn": (_peak_turn, "the turn of the first message with the highest value"),
+    "lag1_autocorr": (lambda values, _: _lag1(values), "the correlation of each message's value with the next one's"),
 }
+"""How the values of its messages, with their turns, become one number."""
 
 
 class _Said(NamedTuple):
@@ -385,7 +406,7 @@ def _variables(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _keys(row: Mapping[str, Any]) -> list[str]:
-    return [*_variables(row), *OF_CONVERSATION]
+    return list(dict.fromkeys((*_variables(row), *OF_CONVERSATION)))
 
 
 def _label(value: object) -> str:
@@ -530,6 +551,7 @@ def _read(store: EventStore, folder: ExperimentFolder, names: Sequence[str], red
     for row in store.conversations.of(folder.experiment_id):
         messages = store.messages.of(row["conversation_id"])
         words = [len(tokenize(message["content"])) for message in messages]
+        turns = [message["turn_number"] for message in messages]
         metrics = stored.get(row["conversation_id"], {})
         of_message = [metrics.get(message["message_index"], {}) for message in messages]
         series: dict[str, list[float | None]] = {
@@ -549,7 +571,7 @@ def _read(store: EventStore, folder: ExperimentFolder, names: Sequence[str], red
         found.append(
             _Conversation(
                 row,
-                {**{name: reduction(x) for name, x in series.items()}, **totals},
+                {**{name: reduction(x, turns) for name, x in series.items()}, **totals},
                 {
                     name: [
                         _Said(message["turn_number"], message["agent_id"], value)
@@ -558,9 +580,9 @@ def _read(store: EventStore, folder: ExperimentFolder, names: Sequence[str], red
                     ]
                     for name, values in series.items()
                 },
-                max((message["turn_number"] for message in messages), default=0),
+                max(turns, default=0),
                 entered(
-                    {message["message_index"]: message["turn_number"] for message in messages},
+                    {message["message_index"]: turn for message, turn in zip(messages, turns, strict=True)},
                     [values.get("state") for values in of_message],
                     [values.get("state_onset") for values in of_message],
                 ),

@@ -1100,7 +1100,7 @@ def words(target: str, output: Path | None, **options: Any) -> None:
 @click.option("--pair-by", metavar="KEY", help="Pair conversations that have the same value, such as repetition.")
 @click.option(
     "--reduce",
-    type=click.Choice(["mean", "first3", "last3", "delta", "slope", "auc"]),
+    type=click.Choice(["mean", "first3", "last3", "delta", "slope", "auc", "peak", "peak_turn", "lag1_autocorr"]),
     default="mean",
     show_default=True,
     help="How the messages of a conversation become one number.",

@@ -4,10 +4,12 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 import msgspec
+from rich.cells import cell_len
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -159,15 +161,34 @@ def _summary(folder: ExperimentFolder, manifest: Manifest) -> None:
     if len(manifest.conversations) == 1:
         return
     arms = _by_arm(manifest)
-    if len(arms) > 1:
-        console.print(_arms(arms))
+    if len(arms) == 1:
+        console.print(_conversations(manifest))
+    else:
+        labels = {arm: one_line(arm, 200) or "(no values)" for arm in arms}
+        shown = labels
+        room = console.width - Measurement.get(console, console.options, _conversations(manifest)).maximum
+        if max(map(cell_len, labels.values())) + 2 > room:  # numbers stand for them, which the first table explains
+            shown = {arm: f"#{number}" for number, arm in enumerate(arms, 1)}
+            labels = {arm: f"{shown[arm]} {label}" for arm, label in labels.items()}
+        console.print(_arms(arms, labels))
         console.print()
+        console.print(_conversations(manifest, shown))
+    failed = [(name, entry) for name, entry in manifest.conversations.items() if entry.error]
+    for name, entry in failed[:SHOWN_ERRORS]:
+        console.print(f"{name}: {one_line(entry.error or '', 500)}", style="red", markup=False, highlight=False)
+    if len(failed) > SHOWN_ERRORS:
+        console.print(f"… {len(failed) - SHOWN_ERRORS} more with errors", style="dim")
+
+
+def _conversations(manifest: Manifest, arms: Mapping[str, str] | None = None) -> Table:
+    """A row for each conversation, with what stands for its arm where there are several."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("conversation", "status", "end", "turns", "messages", "tokens", "cost"):
-        justify: Literal["left", "right"] = "left" if column in ("conversation", "status", "end") else "right"
-        table.add_column(column, justify=justify, no_wrap=True)
-    if len(arms) > 1:
-        table.add_column("arm", overflow="fold")
+    for column in ("conversation", "status", "end"):
+        table.add_column(column, no_wrap=True)
+    for column in ("turns", "messages", "tokens", "cost"):
+        table.add_column(column, justify="right", no_wrap=True)
+    if arms is not None:
+        table.add_column("arm", no_wrap=True, overflow="ellipsis")
     for conversation_id, entry in manifest.conversations.items():
         table.add_row(
             conversation_id,
@@ -177,14 +198,9 @@ def _summary(folder: ExperimentFolder, manifest: Manifest) -> None:
             str(entry.messages),
             _tokens(entry.tokens),
             cost_text(entry.cost_usd),
-            *([one_line(entry.arm, 200)] if len(arms) > 1 else []),
+            *([] if arms is None else [arms[entry.arm]]),
         )
-    console.print(table)
-    failed = [(name, entry) for name, entry in manifest.conversations.items() if entry.error]
-    for name, entry in failed[:SHOWN_ERRORS]:
-        console.print(f"{name}: {one_line(entry.error or '', 500)}", style="red", markup=False, highlight=False)
-    if len(failed) > SHOWN_ERRORS:
-        console.print(f"… {len(failed) - SHOWN_ERRORS} more with errors", style="dim")
+    return table
 
 
 def _by_arm(manifest: Manifest) -> dict[str, list[ConversationEntry]]:
@@ -194,7 +210,7 @@ def _by_arm(manifest: Manifest) -> dict[str, list[ConversationEntry]]:
     return arms
 
 
-def _arms(arms: Mapping[str, list[ConversationEntry]]) -> Table:
+def _arms(arms: Mapping[str, list[ConversationEntry]], labels: Mapping[str, str]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("arm", overflow="fold")
     for column in ("complete", "failed", "messages", "tokens", "cost"):
@@ -203,7 +219,7 @@ def _arms(arms: Mapping[str, list[ConversationEntry]]) -> Table:
         tokens = [entry.tokens for entry in entries]
         costs = [entry.cost_usd for entry in entries if entry.messages]
         table.add_row(
-            one_line(arm, 200) or "(no values)",
+            labels[arm],
             f"{sum(entry.status is Status.COMPLETED for entry in entries)}/{len(entries)}",
             f"{sum(entry.status is Status.FAILED for entry in entries) or ''}",
             f"{sum(entry.messages for entry in entries):,}",

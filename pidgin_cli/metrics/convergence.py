@@ -1,6 +1,6 @@
 """How alike two messages are, as one number to watch: a weighted mean of raw similarities, 1 for identical messages.
 
-Raw similarity is not yet convergence: two strangers on one topic share words too. `offline.convergence_index` subtracts
+Raw similarity is not yet convergence: two strangers on one topic share words too. `others.convergence_index` subtracts
 what messages of different conversations share; it needs other conversations and is computed afterwards.
 """
 

@@ -733,8 +733,9 @@ class CompressionCollapse(_Smoothed):
 class Stationary(Detector):
     """A speaker's last five messages are much more alike than the speaker's first ones were.
 
-    Judged on vectors: embeddings where there are any, else hashed words and bigrams. Mild contraction is left alone
-    on purpose. A talk that never moved is not found: there is nothing to compare with.
+    Judged on vectors of hashed words and bigrams, whatever embedding model was chosen, so that a live run and a later
+    import agree; a program of your own may hand in embeddings instead. Mild contraction is left alone on purpose. A
+    talk that never moved is not found: there is nothing to compare with.
     """
 
     name = "stationary"

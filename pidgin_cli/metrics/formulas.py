@@ -36,6 +36,7 @@ __all__ = [
     "lsm_category",
     "maas_a2",
     "mattr",
+    "median_slope",
     "msttr",
     "mtld",
     "ncd",
@@ -379,6 +380,15 @@ def slope(x: NDArray[np.float64], y: NDArray[np.float64]) -> float | None:
     spread = x - x.mean()
     square = float(spread @ spread)
     return float(spread @ (y - y.mean())) / square if square else None
+
+
+def median_slope(points: Sequence[tuple[float, float]]) -> float | None:
+    """Theil and Sen's slope of points with different x, in order. None below two of them."""
+    if len(points) < 2:
+        return None
+    x, y = np.array(points, dtype=np.float64).T
+    one, other = np.triu_indices(len(points), 1)
+    return float(np.median((y[other] - y[one]) / (x[other] - x[one])))
 
 
 def theil_sen(y: Sequence[float], least: int = 2) -> float | None:
