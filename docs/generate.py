@@ -807,6 +807,11 @@ the metrics, and says in `missing` why values are NULL. `pidgin import --no-metr
 `convergence_surrogates` says how many there were. Who they are is drawn by conversation and message, so that neither
 the order of the conversations nor a second computation changes anything.
 
+In `convergence_index` each part has the same weight, also where strangers are nearly alike in it, as messages of plain
+prose are in structure: there a message of another shape can get −10, and unrelated conversations are below 0 on
+average. `convergence_index_pooled` counts the parts by what chance leaves open in them (1 − s), so that unrelated
+messages are at 0 on average, and identical ones still at 1. The report draws the pooled one.
+
 ### Embeddings
 
 Semantic metrics need vectors, and those come only from a model that somebody named: `--embeddings MODEL` of `pidgin

@@ -30,6 +30,8 @@ from pidgin_cli.metrics.detectors import (
     respond,
 )
 from pidgin_cli.metrics.engine import Engine, measure
+from pidgin_cli.metrics.lexicon import english
+from pidgin_cli.metrics.reading import Reading, Vocabulary
 from pidgin_cli.metrics.tokens import normalise, tokenize
 
 SCENARIOS = {
@@ -339,6 +341,14 @@ def test_the_metrics_engine_and_the_detectors_alone_say_the_same(texts: list[str
     for (agent, text), alone in zip(said_by_two(texts), detect(said_by_two(texts)), strict=True):
         engine.add(agent, text)
         assert engine.step == alone
+
+
+def test_every_letter_counts_alike_for_the_detectors_and_the_engine() -> None:
+    """A message of one letter has word lists for both or for neither, whichever letter it is."""
+    vocabulary = Vocabulary()
+    for char in filter(str.isalpha, map(chr, range(0x3000))):
+        closely = Reading(char, "a", 0, vocabulary, english())
+        assert read(char).has_lexicon == closely.has_lexicon, f"U+{ord(char):04X}"
 
 
 @given(TALKS)

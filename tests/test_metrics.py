@@ -226,7 +226,8 @@ def test_rows_hold_the_catalogue() -> None:
     assert {found.name for found in conversation} == {m.name for m in METRICS.values() if m.when == "end"}
     per_message, ended = offline(read(_alternating([_prose(60), _prose(60, 1)])).readings)
     semantic, path = semantics([("a", None)])
-    of_others = {"convergence_index", "convergence_surrogates", "convergence_index_mean", "convergence_index_slope"}
+    indices = {f"convergence_index{kind}{part}" for kind in ("", "_pooled") for part in ("", "_mean", "_slope")}
+    of_others = {*indices, "convergence_surrogates"}
     of_states = {"end_state", "n_state_entries", "recovered", "first_passage", "dwell"}
     elsewhere = {"burrows_delta", "error_kind", "topic_switches", *of_others, *of_states}
     found = {*per_message[0], *(s.name for s in ended), *semantic[0], *(s.name for s in path)}
@@ -569,15 +570,36 @@ def test_convergence_index() -> None:
     """Corrected for chance: about 0 between strangers, 1 for copies, NULL below 5 conversations, seeded."""
     strangers = {f"talk-{talk}": _alternating(_prose(60, 100 * talk + turn) for turn in range(6)) for talk in range(12)}
     found = _corrected(strangers)
-    index = [each.value for row in found.values() for each in row if each.value is not None]
-    assert len(index) == 12 * 5
-    assert abs(sum(index) / len(index)) < 0.05
+    for index in (
+        [each.value for row in found.values() for each in row if each.value is not None],
+        [each.pooled for row in found.values() for each in row if each.pooled is not None],
+    ):
+        assert len(index) == 12 * 5
+        assert abs(sum(index) / len(index)) < 0.05
     assert {row[0].surrogates for row in found.values()} == {None}
     assert {each.surrogates for row in found.values() for each in row[1:]} == {11}
     copies = {name: [*talk[:1], ("b", talk[0][1])] for name, talk in strangers.items()}
     assert [row[1].value for row in _corrected(copies).values()] == pytest.approx([1] * 12)
+    assert [row[1].pooled for row in _corrected(copies).values()] == pytest.approx([1] * 12)
     few = dict(list(strangers.items())[:4])
-    assert {each for row in _corrected(few).values() for each in row} == {(None, None)}
+    assert {each for row in _corrected(few).values() for each in row} == {(None, None, None)}
+
+
+def test_the_pooled_index_is_not_ruled_by_what_all_have_in_common() -> None:
+    """Where strangers are nearly of one shape, a message of another shape is no outlier; of one text, it is unknown."""
+    draw = random.Random(3)
+    talks = {}
+    for talk in range(12):
+        marks = ("?" if draw.random() < 0.1 else "." for _ in range(8))
+        talks[f"t{talk}"] = _alternating(_prose(40, 50 * talk + turn) + mark for turn, mark in enumerate(marks))
+    rows = _corrected(talks).values()
+    index = [each.pooled for row in rows for each in row if each.pooled is not None]
+    assert len(index) == 12 * 7
+    assert min(index) > -1
+    assert abs(sum(index) / len(index)) < 0.03
+    assert min(each.value for row in rows for each in row if each.value is not None) < -1
+    chorus = {f"t{talk}": [("a", "The same words."), ("b", "The same words.")] for talk in range(6)}
+    assert {row[1] for row in _corrected(chorus).values()} == {(None, None, 5)}
 
 
 def test_convergence_index_does_not_know_the_order() -> None:
@@ -601,11 +623,12 @@ def test_convergence_grows_where_it_is_planted() -> None:
             texts.append(" ".join(b if rng.random() < turn / 8 else a for a, b in zip(fresh, old, strict=False)))
         talks[str(talk)] = _alternating(texts)
     rows = _corrected(talks).values()
-    by_turn = [[row[turn].value for row in rows] for turn in range(1, 8)]
-    means = [sum(values) / len(values) for values in by_turn]  # type: ignore[arg-type]
-    assert means[0] < 0.25
-    assert means == sorted(means)
-    assert means[-1] > 0.7
+    for place in range(2):
+        by_turn = [[row[turn][place] for row in rows] for turn in range(1, 8)]
+        means = [sum(values) / len(values) for values in by_turn]  # type: ignore[arg-type]
+        assert means[0] < 0.25
+        assert means == sorted(means)
+        assert means[-1] > 0.7
 
 
 def test_what_a_branch_shares_is_no_stranger() -> None:
@@ -613,10 +636,10 @@ def test_what_a_branch_shares_is_no_stranger() -> None:
     beginning = _alternating(_prose(40, seed) for seed in range(2))
     talks = {str(n): [*beginning, ("a", _prose(40, 10 + n)), ("b", _prose(40, 30 + n))] for n in range(6)}
     found = _corrected(talks, shared=dict.fromkeys(talks, 2))
-    assert {row[2] for row in found.values()} == {(None, 0)}
+    assert {row[2] for row in found.values()} == {(None, None, 0)}
     assert {row[3].surrogates for row in found.values()} == {5}
     origin = {"origin": [*beginning, ("a", _prose(40, 99))]}
-    assert _corrected(talks | origin, shared=dict.fromkeys(talks, 2))["0"][2] == (None, 0)
+    assert _corrected(talks | origin, shared=dict.fromkeys(talks, 2))["0"][2] == (None, None, 0)
 
 
 def test_states_of_a_conversation() -> None:

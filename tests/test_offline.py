@@ -122,7 +122,7 @@ def _of_message(
     now = readings[name][index]
     earlier = [each for each in readings[name][:index] if each.agent_id != now.agent_id]
     if not earlier:
-        return Corrected(None, None)
+        return Corrected(None, None, None)
     partner = earlier[-1]
     at, size = partner.index, len(partner.tokens)
     strangers = [
@@ -135,15 +135,21 @@ def _of_message(
         and not (at < shared.get(name, 0) and other[at].text == partner.text)
     ]
     if len(strangers) < 2:
-        return Corrected(None, len(strangers))
+        return Corrected(None, None, len(strangers))
     if len(strangers) > 20:
         strangers = random.Random(f"{seed}/{name}/{index}").sample(strangers, 20)
-    beyond = []
+    shares = []
+    beyond = room = 0.0
     for part, value in _likeness(now, partner).items():
         known = [other for each in strangers if (other := _likeness(now, each)[part]) is not None]
-        if value is not None and known and (mean := sum(known) / len(known)) < 1 - 1e-12:
-            beyond.append((value - mean) / (1 - mean))
-    return Corrected(sum(beyond) / len(beyond) if beyond else None, len(strangers))
+        if value is not None and known:
+            mean = sum(known) / len(known)
+            beyond += value - mean
+            room += 1 - mean
+            if mean < 1 - 1e-12:
+                shares.append((value - mean) / (1 - mean))
+    mean_share = sum(shares) / len(shares) if shares else None
+    return Corrected(mean_share, beyond / room if room >= 0.25 else None, len(strangers))
 
 
 def _delta(talks: Sequence[Talk]) -> list[dict[tuple[str, str], float | None]]:

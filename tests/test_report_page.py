@@ -226,8 +226,8 @@ def test_an_outlier_does_not_flatten_the_convergence(tmp_path: Path) -> None:
         store.import_experiments([folder])
         study = Study.load(store, folder.experiment_id)
     for place, each in enumerate(study.all):
-        each.metrics = {index: {"convergence_index": -20.0 if place == 0 else 0.5} for index in range(4)}
-    study.columns = [*study.columns, "convergence_index"]
+        each.metrics = {index: {"convergence_index_pooled": -20.0 if place == 0 else 0.5} for index in range(4)}
+    study.columns = [*study.columns, "convergence_index_pooled"]
     figure = draw(study, "convergence")
     assert figure.svg is not None
     assert "values below -1 are cut off" in figure.caption

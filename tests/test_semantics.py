@@ -387,6 +387,8 @@ def test_the_surrogates_are_of_the_arm(pidgin: Pidgin, talked: str) -> None:
     sql = "SELECT name, count(number) AS n FROM conversation_metrics WHERE name LIKE 'convergence_index%' GROUP BY ALL"
     assert {row["name"]: row["n"] for row in ask(pidgin, sql)} == {
         "convergence_index_mean": 6,
+        "convergence_index_pooled_mean": 6,
+        "convergence_index_pooled_slope": 6,
         "convergence_index_slope": 6,
     }
 

@@ -267,6 +267,7 @@ BASE = (*SERIES, *TOTALS)
 HEADLINE = (
     *(
         "convergence_index",
+        "convergence_index_pooled",
         "convergence",
         "cosine_tf",
         "copied_span_share",

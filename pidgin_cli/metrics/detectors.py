@@ -331,7 +331,8 @@ class _Glance(NamedTuple):
     cues: Mapping[str, int]
 
 
-_BEYOND_LATIN = re.compile("[^\x00-\u02ff\u1e00-\u1eff\u2000-\u2bff\ufe0f]")
+# A hurried look: what it lets pass has no letter but Latin ones. The micro sign and most letterlike symbols are none.
+_BEYOND_LATIN = re.compile("[^\x00-\xb4\xb6-\u02b8\u1e00-\u1eff\u2000-\u20ff\u2190-\u2bff\ufe0f]")
 _CUES = ("farewell", "gratitude", "meta_conversation", "ending_questions")
 
 

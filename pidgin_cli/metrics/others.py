@@ -31,6 +31,10 @@ SURROGATES = 20
 LEAST_SURROGATES = 2
 """Below so many there is no mean to speak of."""
 LEAST_CONVERSATIONS = 5
+IDENTICAL = 1e-12
+"""What rounding may leave of 1 - s where all strangers are identical: there is nothing beyond them."""
+LEAST_ROOM = 0.25
+"""What chance has to leave open over all parts of the pooled index: below it, a small difference becomes any number."""
 LENGTHS = 0.25
 """By what share a surrogate partner may be longer or shorter than the real one."""
 
@@ -106,9 +110,10 @@ def _in_common(profiles: Mapping[str, Profile]) -> tuple[dict[str, list[Features
 
 
 class Corrected(NamedTuple):
-    """`convergence_index` of one message."""
+    """`convergence_index` and `convergence_index_pooled` of one message."""
 
     value: float | None
+    pooled: float | None
     surrogates: int | None
     """Partners from other conversations that there were for it; None: nobody was looked for."""
 
@@ -166,8 +171,11 @@ def convergence_index(
 
     For each of cosine_tf, lsm_nz, indel_partner and structure_cosine, s is the mean over up to 20 surrogate partners:
     messages at the same place in other conversations, by an agent of the same id, of nearly the same length. The
-    index is the mean of (x - s) / (1 - s): 1 for identical messages, about 0 for unrelated ones. The order of the
-    conversations changes nothing.
+    index is the mean of (x - s) / (1 - s): 1 for identical messages. A part in which strangers are nearly identical,
+    such as the structure of plain prose, may rule it: one message of another shape then is far below -1, and unrelated
+    conversations are below 0 on average. The pooled index weights the parts by 1 - s, which gives the sum of x - s
+    over that of 1 - s: 1 for identical messages, and about 0 for unrelated ones. The order of the conversations
+    changes nothing.
 
     Args:
         profiles: of the conversations of one condition, by id.
@@ -176,10 +184,12 @@ def convergence_index(
         progress: told how many conversations are done, of how many.
 
     Returns:
-        A value for each message of each conversation. None for all below 5 conversations, and below 2 surrogates.
+        Both values for each message of each conversation. None for all below 5 conversations and below 2 surrogates;
+        parts in which all strangers are identical are left out; the pooled one is None where the sum of 1 - s is
+        below 0.25.
     """
     if len(profiles) < LEAST_CONVERSATIONS:
-        return {name: [Corrected(None, None)] * len(each.messages) for name, each in profiles.items()}
+        return {name: [Corrected(None, None, None)] * len(each.messages) for name, each in profiles.items()}
     conversations, types = _in_common(dict(sorted(profiles.items())))
     bags = _Bags(types)
     shared = shared or {}
@@ -199,7 +209,7 @@ def convergence_index(
         for index, now in enumerate(mine):
             at = next((at for at in range(index - 1, -1, -1) if mine[at].agent_id != now.agent_id), -1)
             if at < 0:
-                found[name].append(Corrected(None, None))
+                found[name].append(Corrected(None, None, None))
                 continue
             place = places[at, mine[at].agent_id]
             strangers = place.strangers(name, is_shared=at < shared.get(name, 0))
@@ -211,17 +221,24 @@ def convergence_index(
 
 def _corrected(now: Features, partner: Features, strangers: Sequence[Features], bags: _Bags) -> Corrected:
     if len(strangers) < LEAST_SURROGATES:
-        return Corrected(None, len(strangers))
-    beyond = []
+        return Corrected(None, None, len(strangers))
+    shares = []
+    beyond = room = 0.0
     others = [partner, *strangers]
     likeness = bags.cosines(now, others), _styles(now, others), _indels(now, others), _shapes(now, others)
     for value, *baseline in likeness:
         known = [each for each in baseline if each is not None]
         if value is not None and known:
             mean = sum(known) / len(known)
-            if mean < 1 - 1e-12:
-                beyond.append((value - mean) / (1 - mean))
-    return Corrected(sum(beyond) / len(beyond) if beyond else None, len(strangers))
+            beyond += value - mean
+            room += 1 - mean
+            if mean < 1 - IDENTICAL:
+                shares.append((value - mean) / (1 - mean))
+    return Corrected(
+        sum(shares) / len(shares) if shares else None,
+        beyond / room if room >= LEAST_ROOM else None,
+        len(strangers),
+    )
 
 
 # Likeness of a message to each of some others

@@ -299,13 +299,13 @@ def _convergence(study: Study) -> _Drawn:
     talks = _need(study, study.compared)
     columns = ("arm", "turn", "n", "mean", "ci_low", "ci_high")
     values: dict[str, dict[str, dict[int, float]]] = {}
-    corrected = "convergence_index" in study.columns and any(
-        value is not None for talk in talks for value in talk.metric("convergence_index")
+    corrected = "convergence_index_pooled" in study.columns and any(
+        value is not None for talk in talks for value in talk.metric("convergence_index_pooled")
     )
     for talk in talks:
         found: dict[int, list[float]] = {}
         if corrected:
-            for message, value in zip(talk.messages, talk.metric("convergence_index"), strict=True):
+            for message, value in zip(talk.messages, talk.metric("convergence_index_pooled"), strict=True):
                 if value is not None:
                     found.setdefault(int(message["turn_number"]), []).append(value)
         else:
@@ -334,7 +334,7 @@ def _convergence(study: Study) -> _Drawn:
     x = _turns(row[1] for row in rows)
     title = "convergence beyond chance" if corrected else "convergence (live score, not corrected for chance)"
     by_arm = drawing.colour("arm", "arm", study.arms, _counts(talks))
-    # One message that is by chance a near copy of a stranger's sends the corrected index far below -1.
+    # Where only one part of it is known and strangers are alike in that, the index can go below -1.
     points = [value for each in values.values() for own in each.values() for value in own.values()]
     cut = sum(value < LOWEST_INDEX for value in points)
     scale = alt.Scale(domain=[max(LOWEST_INDEX, min([0.0, *points])), max([1.0, *points])] if corrected else [0, 1])

@@ -39,6 +39,7 @@ __all__ = ["NOT_CHOSEN", "Measured", "check_embeddings", "measure"]
 NOT_CHOSEN = "no embedding model was chosen; run: pidgin import EXPERIMENT --embeddings MODEL"
 """Why there are no semantic metrics where nobody asked for them."""
 INVALID = "the conversation is invalid"
+INDICES = ("convergence_index", "convergence_index_pooled")
 
 KEEP_EVERY_S = 10.0
 """What has been computed for so long goes into the database, so that a process that dies loses no more."""
@@ -363,14 +364,19 @@ class _Texts:
         shared = {name: sum(not place.own for place in places) for name, places in self._places.items()}
         messages: dict[str, list[dict[str, Any]]] = {}
         for names in arms.values():
-            index = convergence_index(
+            corrected_of = convergence_index(
                 {name: self._profiles[name] for name in names},
                 shared=shared,
                 progress=lambda done, of: self._progress(f"surrogates of {done} of {of} conversations"),
             )
-            for name, corrected in index.items():
+            for name, corrected in corrected_of.items():
                 messages[name] = [
-                    {"convergence_index": each.value, "convergence_surrogates": each.surrogates} for each in corrected
+                    {
+                        "convergence_index": each.value,
+                        "convergence_index_pooled": each.pooled,
+                        "convergence_surrogates": each.surrogates,
+                    }
+                    for each in corrected
                 ]
                 if all(each.value is None for each in corrected):
                     few = f"the arm has {len(names)} valid conversations; convergence_index takes {LEAST_CONVERSATIONS}"
@@ -384,23 +390,24 @@ class _Texts:
                 strict=True,
             )
         )
-        empty: dict[str, Any] = {"convergence_index": None, "convergence_surrogates": None}
+        empty: dict[str, Any] = dict.fromkeys((*INDICES, "convergence_surrogates"))
         found = []
         for name in self._rows:
             values = messages.get(name, [empty] * len(self._places[name]))
             of_all: dict[str, Any] = {
                 f"burrows_delta_{one}{two}": value for (one, two), value in deltas.get(name, {}).items()
             }
-            by_turn: dict[int, list[float]] = {}
-            for place, each in zip(self._places[name], values, strict=True):
-                if place.own and each["convergence_index"] is not None:
-                    by_turn.setdefault(place.turn_number, []).append(each["convergence_index"])
-            if by_turn:
-                every = [value for each in by_turn.values() for value in each]
-                of_all["convergence_index_mean"] = sum(every) / len(every)
-                turns = range(min(by_turn), max(by_turn) + 1)
-                means = [sum(by_turn[t]) / len(by_turn[t]) if t in by_turn else None for t in turns]
-                of_all["convergence_index_slope"] = summarise(means)["slope"]
+            for index in INDICES:
+                by_turn: dict[int, list[float]] = {}
+                for place, each in zip(self._places[name], values, strict=True):
+                    if place.own and each[index] is not None:
+                        by_turn.setdefault(place.turn_number, []).append(each[index])
+                if by_turn:
+                    every = [value for each in by_turn.values() for value in each]
+                    of_all[f"{index}_mean"] = sum(every) / len(every)
+                    turns = range(min(by_turn), max(by_turn) + 1)
+                    means = [sum(by_turn[t]) / len(by_turn[t]) if t in by_turn else None for t in turns]
+                    of_all[f"{index}_slope"] = summarise(means)["slope"]
             found.append(
                 self._computed(
                     name,

@@ -56,7 +56,7 @@ class Talk:
 class Study:
     """An experiment with all its conversations."""
 
-    METRICS = ("state", "state_onset", "convergence_index")
+    METRICS = ("state", "state_onset", "convergence_index_pooled")
     """Those that figures are drawn from, as far as the database has a column for them."""
 
     def __init__(self, experiment: Mapping[str, Any], talks: Sequence[Talk], columns: Sequence[str]) -> None:
