@@ -86,19 +86,22 @@ def contents(store: EventStore, conversation_id: str) -> list[str]:
 # The words
 
 
-@given(texts=st.lists(TEXT, min_size=1, max_size=6), name=TEXT)
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(talks=st.lists(st.tuples(st.lists(TEXT, min_size=1, max_size=6), TEXT), min_size=3, max_size=6))
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_words_in_the_database_are_those_of_the_log(
-    tmp_path_factory: pytest.TempPathFactory, texts: list[str], name: str
+    tmp_path_factory: pytest.TempPathFactory, talks: list[tuple[list[str], str]]
 ) -> None:
     """Whatever models say, and however agents are called, the database says the same words as the file."""
     root = OutputRoot(tmp_path_factory.mktemp("root"))
-    folder = make(root, "abcdefgh", [talk(*texts, names=(name, name + "x"))])
+    folder = make(root, "abcdefgh", [talk(*texts, names=(name, name + "x")) for texts, name in talks])
     with EventStore(root) as store:
-        assert store.import_experiment(folder).messages == len(texts)
-        record = read_record(folder.log("abcdefgh-1")).events
-        assert contents(store, "abcdefgh-1") == [event.message.content for event in messages(record)] == texts
-        assert [row["name"] for row in store.conversations.agents("abcdefgh")] == [name, name + "x"]
+        assert store.import_experiment(folder).messages == sum(len(texts) for texts, _ in talks)
+        names = [(row["conversation_id"], row["name"]) for row in store.conversations.agents("abcdefgh")]
+        for number, (texts, name) in enumerate(talks, 1):
+            talk_id = f"abcdefgh-{number}"
+            record = read_record(folder.log(talk_id)).events
+            assert contents(store, talk_id) == [event.message.content for event in messages(record)] == texts
+            assert [own for whose, own in names if whose == talk_id] == [name, name + "x"]
 
 
 HOSTILE = [
@@ -129,16 +132,19 @@ def test_hostile_texts_survive(tmp_path: Path) -> None:
         assert [row["message_index"] for row in rows if row["empty"]] == [7, 8]
 
 
-@given(event=st.sampled_from(EVENT_TYPES).flatmap(filled))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_every_event_is_an_event_to_the_importer(tmp_path_factory: pytest.TempPathFactory, event: Event) -> None:
+@given(events=st.tuples(*map(filled, EVENT_TYPES)))
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_event_is_an_event_to_the_importer(
+    tmp_path_factory: pytest.TempPathFactory, events: tuple[Event, ...]
+) -> None:
     """What the one decoder reads, the importer reads as well: every type, every field set, no line taken for damage."""
     root = OutputRoot(tmp_path_factory.mktemp("root"))
-    folder = make(root, "abcdefgh", [[start(), _small(event)]])
+    folder = make(root, "abcdefgh", [[start(), _small(event)] for event in events])
     with EventStore(root) as store:
         done = store.import_experiment(folder)
         assert (done.damage, done.unknown, done.failed) == ((), 0, None)
-        assert store.events.counts("abcdefgh-1")[type(event).__name__] >= 1
+        for number, event in enumerate(events, 1):
+            assert store.events.counts(f"abcdefgh-{number}")[type(event).__name__] >= 1
 
 
 def _small(event: Event) -> Event:
@@ -247,39 +253,41 @@ def test_things_beside_the_messages(tmp_path: Path) -> None:
         con.close()
 
 
-@given(
-    steps=st.lists(
-        st.sampled_from(
-            [
-                said("x"),
-                ConversationPausedEvent(by="person", turn_number=1, message_index=0),
-                ConversationResumedEvent(by="person", turn_number=1, message_index=0),
-                end(),
-                end(Status.FAILED, error="Overloaded: no"),
-                end(Status.STOPPED),
-            ]
-        ),
-        max_size=6,
-    ),
-    live=st.booleans(),
-)
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_status_is_that_of_the_fold(tmp_path_factory: pytest.TempPathFactory, steps: list[Event], live: bool) -> None:
+STEPS = [
+    said("x"),
+    ConversationPausedEvent(by="person", turn_number=1, message_index=0),
+    ConversationResumedEvent(by="person", turn_number=1, message_index=0),
+    end(),
+    end(Status.FAILED, error="Overloaded: no"),
+    end(Status.STOPPED),
+]
+
+
+@given(talks=st.lists(st.lists(st.sampled_from(STEPS), max_size=6), min_size=4, max_size=8), live=st.booleans())
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_status_is_that_of_the_fold(
+    tmp_path_factory: pytest.TempPathFactory, talks: list[list[Event]], live: bool
+) -> None:
     """The status in the database is what `run_state` makes of the events; running without a runner is interrupted."""
     root = OutputRoot(tmp_path_factory.mktemp("root"))
-    events: list[Event] = [start()]
-    for step in steps:
-        if isinstance(events[-1], ConversationEndEvent):  # nothing else may follow an end
-            events.append(ConversationResumedEvent(by="person", turn_number=1, message_index=0))
-        events.append(step)
-    folder = make(root, "abcdefgh", [events])
-    state = run_state(events)
-    unended = state.status in (Status.RUNNING, Status.PAUSED)
+    logs = []
+    for steps in talks:
+        events: list[Event] = [start()]
+        for step in steps:
+            if isinstance(events[-1], ConversationEndEvent):  # nothing else may follow an end
+                events.append(ConversationResumedEvent(by="person", turn_number=1, message_index=0))
+            events.append(step)
+        logs.append(events)
+    folder = make(root, "abcdefgh", logs)
     with EventStore(root) as store:
         store.import_experiment(folder, live=live)
-        (row,) = store.conversations.of("abcdefgh")
-    assert row["status"] == ("interrupted" if unended and not live else state.status)
-    assert row["end_reason"] == state.end_reason
+        rows = {row["conversation_id"]: row for row in store.conversations.of("abcdefgh")}
+    for number, events in enumerate(logs, 1):
+        state = run_state(events)
+        unended = state.status in (Status.RUNNING, Status.PAUSED)
+        row = rows[f"abcdefgh-{number}"]
+        assert row["status"] == ("interrupted" if unended and not live else state.status)
+        assert row["end_reason"] == state.end_reason
 
 
 # Metrics
