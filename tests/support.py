@@ -32,6 +32,8 @@ from pidgin_cli.core.events import (
     MessageCompleteEvent,
     MessageRequestEvent,
     ModelLoadEvent,
+    QuestionAbandonedEvent,
+    QuestionEvent,
     RateLimitEvent,
     SystemPromptEvent,
     ThinkingCompleteEvent,
@@ -316,6 +318,8 @@ class _Grammar:
         self.given_up = False
         """It has failed for good."""
         self.attempt = 1
+        self.question: tuple[str, str] | None = None
+        """Who is asked beside the conversation, and for what."""
         self.thinking = False
         self.uncounted: MessageCompleteEvent | None = None
         self.tokens: int | None = 0
@@ -493,6 +497,9 @@ class _Grammar:
             )
             assert event.cost == said.cost
             self.uncounted = None
+        elif event.purpose != "abandoned":
+            assert self.question == (event.agent_id, event.purpose), "usage without a question"
+            self.question = None
         self.tokens = total(self.tokens, event.prompt_tokens, event.completion_tokens)
         self.prompt = total(self.prompt, event.prompt_tokens)
         self.completion = total(self.completion, event.completion_tokens)
@@ -520,6 +527,17 @@ class _Grammar:
         assert event.agent_id == self._next_speaker()
         assert event.turn_number == self.turn
         assert self.asked is None or self.lost
+
+    def _QuestionEvent(self, event: QuestionEvent) -> None:  # noqa: N802
+        if event.purpose == "name":
+            assert (event.turn_number, event.agent_id) == (0, self.ids[len(self.named)])
+        else:
+            assert event.purpose == "summary"
+            self._context(event)
+        self.question = (event.agent_id, event.purpose)
+
+    def _QuestionAbandonedEvent(self, event: QuestionAbandonedEvent) -> None:  # noqa: N802
+        assert self.question == (event.agent_id, event.purpose)
 
     def _ContextTruncationEvent(self, event: ContextTruncationEvent) -> None:  # noqa: N802
         self._context(event)

@@ -16,6 +16,7 @@ from support import Scripted, ScriptedPool, experiment, of_type
 from pidgin_cli.conversation.conductor import Conductor
 from pidgin_cli.core.errors import LogError, ProviderUnavailable
 from pidgin_cli.core.events import (
+    AgentNamedEvent,
     APIErrorEvent,
     ConversationEndEvent,
     ConversationPausedEvent,
@@ -25,9 +26,11 @@ from pidgin_cli.core.events import (
     MessageAbandonedEvent,
     MessageCompleteEvent,
     MessageRequestEvent,
+    QuestionAbandonedEvent,
+    QuestionEvent,
     TokenUsageEvent,
 )
-from pidgin_cli.core.types import EndReason, Finish, FinishReason, Status, TextDelta
+from pidgin_cli.core.types import EndReason, Finish, FinishReason, Status, TextDelta, Usage, UsageDelta
 from pidgin_cli.eventlog.folder import ExperimentFolder, OutputRoot
 from pidgin_cli.eventlog.log import EventLog, Syncer, read_record
 from pidgin_cli.eventlog.manifest import read_manifest
@@ -262,6 +265,54 @@ async def test_what_was_in_flight_at_a_kill_is_spent(tmp_path: Path) -> None:
             await Runner(begun.root, begun.folder, pool).run()
             await pool.aclose()
             assert spent_so_far(begun.events()).tokens == whole.tokens + event.reserved["tokens"]
+
+
+ASKED_BESIDE = {
+    "names": {"choose_names": True},
+    "summaries": {"context": {"policy": "summarise", "limit_tokens": 220}, "max_turns": 8},
+}
+
+
+@pytest.mark.parametrize("keys", ASKED_BESIDE.values(), ids=ASKED_BESIDE)
+async def test_questions_in_flight_at_a_kill_are_spent(keys: dict[str, Any], tmp_path: Path) -> None:
+    """What asks for a name or a summary stands in the record before it goes out, with all that it may use."""
+    begun = Begun(tmp_path, experiment(QUICK, QUICK, agents=BOUND, budget={"tokens": 100_000}, **keys))
+    await begun.run()
+    log = begun.folder.log(f"{begun.folder.experiment_id}-1")
+    lines = log.read_bytes().splitlines(keepends=True)
+    events = begun.events()
+    whole = spent_so_far(events)
+    assert whole.tokens == begun.runner.budget.tokens
+    asked = [number for number, event in enumerate(events) if isinstance(event, QuestionEvent)]
+    assert len(asked) >= 2
+    assert len(asked) == sum(event.purpose in ("name", "summary") for event in of_type(events, TokenUsageEvent))
+    for number in asked:
+        event = events[number]
+        assert isinstance(event, QuestionEvent)
+        before, after = spent_so_far(events[:number]), spent_so_far(events[: number + 1])
+        assert event.reserved is not None
+        assert after.tokens - before.tokens == event.reserved["tokens"] > 40
+        log.write_bytes(b"".join(lines[: number + 1]))
+        pool = ProviderPool()
+        await Runner(begun.root, begun.folder, pool).run()
+        await pool.aclose()
+        assert spent_so_far(begun.events()).tokens == whole.tokens + event.reserved["tokens"]
+
+
+async def test_questions_that_broke_off_are_spent_and_recorded(tmp_path: Path) -> None:
+    """Half an answer is kept as abandoned, counts with all that was set aside, and is never a name."""
+    name = [UsageDelta(Usage(30, 1)), TextDelta("Gul"), ProviderUnavailable("gone")]
+    model = Scripted(name, [TextDelta("Wren"), UsageDelta(Usage(30, 2)), Finish(FinishReason.STOP)])
+    keys = {"agents": BOUND, "max_turns": 1, "choose_names": True, "retries": {"base_s": 0.001}}
+    begun = Begun(tmp_path, experiment("local:x", QUICK, budget={"tokens": 100_000}, **keys), ScriptedPool(x=model))
+    await begun.run()
+    events = begun.events()
+    (broken,) = of_type(events, QuestionAbandonedEvent)
+    assert (broken.agent_id, broken.purpose, broken.partial) == ("a", "name", "Gul")
+    assert [event.name for event in of_type(events, AgentNamedEvent) if event.agent_id == "a"] == ["Wren"]
+    assert [event.agent_id for event in of_type(events, QuestionEvent)] == ["a", "a", "b"]
+    assert not of_type(events, MessageAbandonedEvent)
+    assert spent_so_far(events).tokens == begun.runner.budget.tokens
 
 
 async def test_requests_that_nobody_answered_cost_nothing(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ async def test_nothing_is_written_into_a_log_that_a_runner_holds(tmp_path: Path)
     )
     before = run.folder.events.read_bytes(), run.folder.manifest.read_bytes()
     outcomes = await asyncio.to_thread(post_process, run.root, run.folder, only=PAGES_OF_A_CHAT)
-    assert outcomes == {"transcripts": "done: 1 conversations", "readme": "done"}
+    assert outcomes == {"transcripts": "done: 1 conversation", "readme": "done"}
     assert (run.folder.events.read_bytes(), run.folder.manifest.read_bytes()) == before
     assert "is not in the record" in (run.folder.path / "post_processing.log").read_text()
     await log.aclose()

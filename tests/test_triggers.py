@@ -385,7 +385,33 @@ def test_triggers_are_seen_and_judged_before_anything_runs(pidgin: Pidgin) -> No
     assert pidgin("spec", "check", "spec.yaml").status == 0
     Path("spec.yaml").write_text(SPEC.replace("tokens", "tokns"))
     wrong = pidgin("spec", "check", "spec.yaml")
-    assert (wrong.status, "spec.yaml: interventions: when: no metric 'tokns'" in wrong.err) == (2, True)
+    assert (wrong.status, "interventions.1.when.metric: no metric 'tokns'. Did you mean tokens?" in wrong.err) == (
+        2,
+        True,
+    )
+
+
+def test_all_that_is_wrong_with_triggers_is_said_at_once(pidgin: Pidgin) -> None:
+    """Each misspelt name is told once, with its line, beside the faults of other keys, in a check and before a run."""
+    Path("spec.yaml").write_text(
+        "agents: [{id: a, model: 'local:test', temprature: 1}, {id: b, model: 'local:test'}]\n"
+        "detectors: {cylce: stop, echo_: stop, cycle: {thresholds: {similarty: 0.5}}}\n"
+        "interventions:\n"
+        "  - {when: {detector: farewel_loop}, inject: x}\n"
+        "  - {when: {metric: tokns, above: 3}, inject: x}\n"
+        "  - {when: {state: blis}, inject: x, turn: 3}\n"
+    )
+    places = [
+        *("line 1: unknown key 'agents.0.temprature'", "line 2: detectors.cylce", "line 2: detectors.echo_"),
+        *("line 2: detectors.cycle.thresholds", "line 4: interventions.0.when.detector"),
+        *("line 5: interventions.1.when.metric", "line 6: interventions.2.when.state", "line 6: interventions.2: "),
+    ]
+    for argv in (("spec", "check", "spec.yaml"), ("run", "spec.yaml"), ("run", "spec.yaml", "--dry-run")):
+        said = pidgin(*argv)
+        assert said.status == 2
+        told = said.err.removeprefix("Error: ").splitlines()
+        assert len(told) == len(places), told
+        assert [place for place in places if not any(f"spec.yaml, {place}" in line for line in told)] == []
 
 
 def test_people_see_what_a_trigger_did(pidgin: Pidgin) -> None:

@@ -57,10 +57,10 @@ from pidgin_cli.metrics.statistics import (
 )
 from pidgin_cli.metrics.tokens import TOKENIZER_VERSION, tokenize
 from pidgin_cli.metrics.words import STOP_WORDS_VERSION, Order, WordUse, stop_words, word_table
-from pidgin_cli.monitor.chat import count
 from pidgin_cli.monitor.comparison import Contrast, Effects, Row, as_rows, print_effects, render_html
 from pidgin_cli.monitor.console import make_console, print_prose
 from pidgin_cli.monitor.text import one_line, visible
+from pidgin_cli.reports.text import count
 
 from .database import open_store
 from .records import existing_root

@@ -23,11 +23,11 @@ from pidgin_cli.eventlog.log import Record, read_record
 from pidgin_cli.experiments.lineage import Branch, Fork, branches, fork, prefix, whole
 from pidgin_cli.experiments.preflight import check_models, recording
 from pidgin_cli.experiments.runner import create_experiment, find_log, spec_of
-from pidgin_cli.monitor.chat import count
 from pidgin_cli.monitor.console import make_console
 from pidgin_cli.monitor.diff import Compared, print_diff, render_html
 from pidgin_cli.monitor.text import one_line, visible
 from pidgin_cli.providers.registry import PROVIDERS, ProviderPool, effective_parameters, missing_key, split_model
+from pidgin_cli.reports.text import count
 from pidgin_cli.spec.catalogue import context_window
 from pidgin_cli.spec.conversation import ConversationSpec, DetectorPolicy, Intervention, Origin
 from pidgin_cli.spec.experiment import check, expand, resolve, to_yaml

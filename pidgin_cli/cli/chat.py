@@ -34,7 +34,7 @@ from pidgin_cli.providers.registry import PROVIDERS, ProviderPool, split_model
 from pidgin_cli.spec.experiment import ExperimentSpec, check, expand, load, resolve
 
 from .agents import agents_of, checked_text
-from .records import existing_root
+from .records import existing_root, short_path
 
 __all__ = [
     "chat",
@@ -500,7 +500,7 @@ async def _run(root: OutputRoot, folder: ExperimentFolder, pool: ProviderPool, o
 def _tell_where(
     screen: _Screen, folder: ExperimentFolder, outcomes: dict[str, Outcome], options: dict[str, Any]
 ) -> None:
-    path = _short(folder.path)
+    path = short_path(folder.path)
     finished = all(outcome.status in FINISHED for outcome in outcomes.values())
     then = command_line("show" if finished else "resume", folder.experiment_id, options)
     if any(outcome.end_reason is EndReason.BUDGET for outcome in outcomes.values()):
@@ -516,13 +516,6 @@ def _tell_where(
     if screen.kind in ("quiet", "json") or not screen.console.is_terminal:  # on a terminal the talk ends with it
         for failure in failures:
             click.echo(f"Error: {one_line(failure, 1000)}; go on with: {then}", err=True)
-
-
-def _short(path: Path) -> str:
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except (ValueError, OSError):
-        return str(path)
 
 
 def _exit_status(outcomes: dict[str, Outcome], screen: _Screen) -> int:

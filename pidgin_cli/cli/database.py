@@ -30,9 +30,9 @@ from pidgin_cli.experiments.lineage import prefix, whole
 from pidgin_cli.experiments.registry import living_runner
 from pidgin_cli.metrics.catalogue import Kind, load_plugins, message_metrics
 from pidgin_cli.metrics.tokens import emoji_in, tokenize
-from pidgin_cli.monitor.chat import count
 from pidgin_cli.monitor.console import make_console
 from pidgin_cli.monitor.text import one_line, visible
+from pidgin_cli.reports.text import count
 from pidgin_cli.spec.conversation import ConversationSpec
 
 from .records import existing_root

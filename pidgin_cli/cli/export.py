@@ -13,11 +13,11 @@ from pidgin_cli.core.errors import LogError, NotFound, SpecError
 from pidgin_cli.database.store import EventStore
 from pidgin_cli.eventlog.folder import ExperimentFolder, OutputRoot
 from pidgin_cli.experiments.registry import living_runner
-from pidgin_cli.monitor.chat import count
 from pidgin_cli.monitor.console import make_console
 from pidgin_cli.monitor.text import visible
 from pidgin_cli.reports.export import Exported, export
 from pidgin_cli.reports.export_redaction import Redactor
+from pidgin_cli.reports.text import count
 
 from .database import open_store
 from .records import existing_root

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pidgin_cli.conversation.setup import ensure_person_settings
+from pidgin_cli.conversation.watching import watch_faults
 from pidgin_cli.core.errors import NotFound, SpecError
 from pidgin_cli.database.frames import Output
 from pidgin_cli.eventlog.manifest import Manifest, read_manifest
@@ -43,7 +44,10 @@ async def run_experiment(
     """
     ensure_person_settings()
     root = existing_root(None if output is None else Path(output))
-    wanted = check(spec, providers=PROVIDERS) if isinstance(spec, Mapping) else load(Path(spec), PROVIDERS)
+    if isinstance(spec, Mapping):
+        wanted = check(spec, providers=PROVIDERS, judge=watch_faults)
+    else:
+        wanted = load(Path(spec), PROVIDERS, watch_faults)
     with root.naming():
         folder, resolved, _ = settle(root, wanted, PROVIDERS)
         conversations = list(expand(resolved, "" if folder is None else folder.experiment_id).values())

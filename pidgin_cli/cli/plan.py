@@ -7,9 +7,9 @@ import msgspec
 from rich.table import Table
 
 from pidgin_cli.experiments.estimate import Estimate, estimate
-from pidgin_cli.monitor.chat import count
 from pidgin_cli.monitor.console import make_console
 from pidgin_cli.monitor.text import one_line, visible
+from pidgin_cli.reports.text import count
 from pidgin_cli.spec.conversation import ConversationSpec
 from pidgin_cli.spec.experiment import ExperimentSpec
 

@@ -21,11 +21,12 @@ from pidgin_cli.eventlog.log import Record, read_record
 from pidgin_cli.eventlog.manifest import ConversationEntry, Manifest, rebuild
 from pidgin_cli.experiments.registry import current_manifest, living_runner
 from pidgin_cli.experiments.runner import find_log
-from pidgin_cli.monitor.chat import ChatDisplay, cost_text, count, status_style
+from pidgin_cli.monitor.chat import ChatDisplay, cost_text, status_style
 from pidgin_cli.monitor.console import make_console
 from pidgin_cli.monitor.text import one_line, visible
+from pidgin_cli.reports.text import count
 
-__all__ = ["existing_root", "list_records", "rebuild_manifests", "show_record"]
+__all__ = ["existing_root", "list_records", "rebuild_manifests", "short_path", "show_record"]
 
 SHOWN_ERRORS = 5
 
@@ -40,6 +41,14 @@ def existing_root(output: Path | None) -> OutputRoot:
     if root.path.exists() and not root.path.is_dir():
         raise SpecError(f"{root.path} is not a folder; choose another with -o")
     return root
+
+
+def short_path(path: Path) -> str:
+    """As seen from the current folder, if it lies below that."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except (ValueError, OSError):
+        return str(path)
 
 
 def _note(text: str) -> None:

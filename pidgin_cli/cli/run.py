@@ -16,6 +16,7 @@ from rich.live import Live
 
 from pidgin_cli.conversation.conductor import Conductor
 from pidgin_cli.conversation.setup import use_person_settings
+from pidgin_cli.conversation.watching import watch_faults
 from pidgin_cli.core.errors import LogError, NotFound, PidginError, SpecError
 from pidgin_cli.core.events import ConversationEndEvent, Event
 from pidgin_cli.core.types import EndReason, Status
@@ -28,17 +29,18 @@ from pidgin_cli.experiments.notify import notify_command, notify_desktop
 from pidgin_cli.experiments.preflight import check_models, recording
 from pidgin_cli.experiments.registry import Wish, ask_runner, current_manifest, living_runner
 from pidgin_cli.experiments.runner import Runner, create_experiment
-from pidgin_cli.monitor.chat import TailDisplay, cost_text, count
+from pidgin_cli.monitor.chat import TailDisplay, cost_text
 from pidgin_cli.monitor.console import make_console
 from pidgin_cli.monitor.progress import LISTENS_TO, RunProgress
 from pidgin_cli.monitor.text import one_line, visible
 from pidgin_cli.providers.registry import PROVIDERS, ProviderPool
+from pidgin_cli.reports.text import count
 from pidgin_cli.spec.conversation import ConversationSpec
 from pidgin_cli.spec.experiment import ExperimentSpec, check, expand, load
 
 from .chat import EXIT_INTERRUPTED, command_line, logged, note, prepare_ollama, spec_from_flags
 from .plan import cost_range, show_plan
-from .records import existing_root
+from .records import existing_root, short_path
 
 __all__ = ["control", "run", "run_again", "runner_process"]
 
@@ -100,7 +102,7 @@ def run_again(root: OutputRoot, folder: ExperimentFolder, options: dict[str, Any
 
 def _wanted(spec_file: Path | None, options: dict[str, Any]) -> ExperimentSpec:
     """The spec of the file, or of the flags, with what the flags say of running it."""
-    spec = None if spec_file is None else load(spec_file, PROVIDERS)
+    spec = None if spec_file is None else load(spec_file, PROVIDERS, watch_faults)
     written = {} if spec is None else spec.model_dump(mode="json", exclude_unset=True)
     changes = _changes(options, written.get("budget"))
     if options["name"] is not None:
@@ -461,7 +463,7 @@ class _Screen:
             expected = runner.estimate
             if expected.cost_usd not in (None, (0.0, 0.0)) and manifest.status is Status.COMPLETED:
                 self.console.print(f"expected before it began: {cost_range(expected.cost_usd)}", highlight=False)
-            self.console.print(f"record: {visible(str(folder.path))}", soft_wrap=True, highlight=False)
+            self.console.print(f"record: {visible(short_path(folder.path))}", soft_wrap=True, highlight=False)
             if runner.budget.ended_by is not None:
                 flag = _BUDGET_FLAGS[runner.budget.ended_by]
                 self.console.print("the budget is used up; go on with: ", end="", style="yellow")

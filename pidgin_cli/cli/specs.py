@@ -6,10 +6,11 @@ from pathlib import Path
 import click
 
 from pidgin_cli.conversation.setup import use_person_settings
-from pidgin_cli.conversation.watching import check_watch
+from pidgin_cli.conversation.watching import check_watch, watch_faults
 from pidgin_cli.core.errors import PidginError, SpecError
 from pidgin_cli.monitor.text import visible
 from pidgin_cli.providers.registry import PROVIDERS
+from pidgin_cli.reports.text import count
 from pidgin_cli.spec.awareness import templates_folder
 from pidgin_cli.spec.errors import nearest
 from pidgin_cli.spec.experiment import expand, json_schema, load, resolve
@@ -26,7 +27,7 @@ def check_specs(files: tuple[Path, ...]) -> int:
     faulty = False
     for file in files:
         try:
-            spec, notices = resolve(load(file, PROVIDERS), PROVIDERS)
+            spec, notices = resolve(load(file, PROVIDERS, watch_faults), PROVIDERS)
         except PidginError as error:
             faulty = True
             click.echo(visible(str(error)), err=True)
@@ -41,16 +42,10 @@ def check_specs(files: tuple[Path, ...]) -> int:
             continue
         arms = len({conversation.arm for conversation in plan.values()})
         asked = sum(calls(conversation) for conversation in plan.values())
-        click.echo(
-            visible(f"{file}: {_count(arms, 'arm')}, {_count(len(plan), 'conversation')}, {_count(asked, 'call')}")
-        )
+        click.echo(visible(f"{file}: {count(arms, 'arm')}, {count(len(plan), 'conversation')}, {count(asked, 'call')}"))
         for notice in notices:
             click.echo(visible(f"{file}: {notice}"), err=True)
     return SpecError.exit_code if faulty else 0
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def print_schema() -> None:

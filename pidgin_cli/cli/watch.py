@@ -29,6 +29,7 @@ from pidgin_cli.core.events import (
     Event,
     MessageAbandonedEvent,
     MessageCompleteEvent,
+    QuestionAbandonedEvent,
     RateLimitEvent,
     WarningEvent,
 )
@@ -38,10 +39,11 @@ from pidgin_cli.eventlog.folder import ExperimentFolder, OutputRoot
 from pidgin_cli.eventlog.follow import Follower
 from pidgin_cli.experiments.registry import Wish, ask_runner, current_manifest
 from pidgin_cli.experiments.watch import UNDER_WAY, UNFINISHED, Watch, Watched, moment_of
-from pidgin_cli.monitor.chat import ChatDisplay, TailDisplay, count
+from pidgin_cli.monitor.chat import ChatDisplay, TailDisplay
 from pidgin_cli.monitor.console import make_console
 from pidgin_cli.monitor.dashboard import Ask, Dashboard, Open, Quit, static_view
 from pidgin_cli.monitor.text import one_line, visible
+from pidgin_cli.reports.text import count
 
 from .records import existing_root
 
@@ -735,6 +737,8 @@ def _trouble(event: Event) -> tuple[str, str] | None:
             return "WARNING", f"{event.provider} rate limit: {event.message}{wait}"
         case MessageAbandonedEvent():
             return "WARNING", f"message {event.message_index} was given up: {event.why}"
+        case QuestionAbandonedEvent():
+            return "WARNING", f"a {event.purpose} was given up: {event.why}"
         case WarningEvent():
             return "WARNING", f"{event.what} left out: {event.reason}"
         case ErrorEvent():

@@ -34,6 +34,8 @@ from pidgin_cli.core.events import (
     MessageAbandonedEvent,
     MessageCompleteEvent,
     MessageRequestEvent,
+    QuestionAbandonedEvent,
+    QuestionEvent,
     SystemPromptEvent,
     ThinkingCompleteEvent,
     TurnCompleteEvent,
@@ -797,12 +799,13 @@ class Conductor:
         )
 
     async def _ask(
-        self, seat: _Seat, request: ModelRequest, asking: MessageRequestEvent | None = None
+        self, seat: _Seat, request: ModelRequest, asking: MessageRequestEvent | QuestionEvent
     ) -> ModelResponse:
         """The whole reply. Attempts that died half-way are recorded as abandoned and never joined.
 
         Args:
-            asking: is published before the first attempt, once it may be made.
+            asking: is published before the first attempt, once it may be made; a question also before each that
+                follows a broken one.
         """
         live = self._live is not None and request.purpose == "message"
         seat.policy.attempt = request.attempt
@@ -816,14 +819,15 @@ class Conductor:
                 most = await self._reserve(self._purse, seat, request)
 
         seat.policy.on_unanswered = set_aside_again
+        is_told = False
         while True:
             fold = ResponseFold()
             most = None if self._purse is None else await self._reserve(self._purse, seat, request)
             used = _NOTHING
             try:
-                if asking is not None:
+                if not is_told or isinstance(asking, QuestionEvent):
                     self._publish(asking if most is None else replace(asking, reserved=most._asdict()))
-                    asking = None
+                    is_told = True
                 await self._log.commit()
                 stream = seat.provider.stream_response(request)
                 async with aclosing(stream) as deltas:  # type: ignore[type-var]
@@ -842,13 +846,13 @@ class Conductor:
                     raise  # `Retrying` has done what it could
                 if most is not None:
                     used = most  # nobody knows how far the model got
-                self._abandon(request, fold, str(error), error.attempt)
+                self._abandon(seat, request, fold, str(error), error.attempt)
                 await seat.policy.wait(error, replace(request, attempt=error.attempt))
                 request = replace(request, attempt=error.attempt + 1)
             except asyncio.CancelledError:
                 if most is not None:
                     used = most
-                self._abandon(request, fold, "stopped before the reply was whole", seat.policy.attempt)
+                self._abandon(seat, request, fold, "stopped before the reply was whole", seat.policy.attempt)
                 raise
             finally:
                 if self._purse is not None and most is not None:
@@ -892,17 +896,17 @@ class Conductor:
             )
         return Amount(usage.prompt_tokens + usage.completion_tokens, most.usd if cost is None else cost)
 
-    def _abandon(self, request: ModelRequest, fold: ResponseFold, why: str, attempt: int) -> None:
-        if request.purpose != "message":
-            return
+    def _abandon(self, seat: _Seat, request: ModelRequest, fold: ResponseFold, why: str, attempt: int) -> None:
+        is_message = request.purpose == "message"
+        what: dict[str, Any] = {"message_index": request.message_index} if is_message else {"purpose": request.purpose}
         self._publish_and_flush(
-            MessageAbandonedEvent(
+            (MessageAbandonedEvent if is_message else QuestionAbandonedEvent)(
                 agent_id=request.agent_id,
                 turn_number=request.turn_number,
-                message_index=request.message_index,
                 why=why,
                 partial=fold.text,
                 attempt=attempt,
+                **what,
             )
         )
         if fold.usage != Usage():
@@ -915,10 +919,11 @@ class Conductor:
                 cache_write_tokens=fold.usage.cache_write_tokens,
                 estimated=True,
             )
-            model_id = self._seats[request.agent_id].agent.model
-            cost = self._cost(self._seats[request.agent_id], model_id, usage)
+            model_id = seat.agent.model
+            cost = self._cost(seat, model_id, usage)
             self._publish_and_flush(self.progress.count(request.agent_id, model_id, usage, cost, "abandoned"))
-        self._show(request.agent_id, None)
+        if is_message:
+            self._show(request.agent_id, None)
 
     def _show(self, agent_id: str, delta: Delta | None) -> None:
         """Hand a piece to the live display. One that fails is reported and no longer used; the talk goes on."""
@@ -1033,7 +1038,14 @@ class Conductor:
         message = Message(role=Role.USER, content=text)
         sent = Sent(system, (message,), View(0, 0, 0, 1), spec_hash([system, text]), 0, len(text))
         request = replace(self._request(seat, sent, purpose, self.history.messages), settings=settings)
-        response = await self._ask(seat, request)
+        asking = QuestionEvent(
+            agent_id=request.agent_id,
+            turn_number=request.turn_number,
+            purpose=purpose,
+            model=seat.agent.model,
+            digest=sent.digest,
+        )
+        response = await self._ask(seat, request, asking)
         cost = 0.0 if response.finish.cached else self._cost(seat, seat.agent.model, response.usage)
         self._publish(self.progress.count(seat.agent.id, seat.agent.model, response.usage, cost, purpose))
         return response

@@ -5,7 +5,7 @@ give the same values whenever they are taken in, so that a resumed conversation 
 would have, and an import of a record without metrics computes what a live run would have written.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -19,9 +19,9 @@ from pidgin_cli.metrics.engine import Engine, Reply, wide
 from pidgin_cli.metrics.lexicon import LEXICON_VERSION
 from pidgin_cli.metrics.tokens import TOKENIZER_VERSION
 from pidgin_cli.spec.conversation import ConversationSpec
-from pidgin_cli.spec.errors import nearest
+from pidgin_cli.spec.errors import Fault, nearest
 
-__all__ = ["Watcher", "check_watch", "thresholds_of", "weights_of"]
+__all__ = ["Watcher", "check_watch", "thresholds_of", "watch_faults", "weights_of"]
 
 
 def weights_of(spec: ConversationSpec) -> Weights:
@@ -31,46 +31,77 @@ def weights_of(spec: ConversationSpec) -> Weights:
 
 
 def thresholds_of(spec: ConversationSpec) -> Thresholds:
-    """What the detectors go by. Raises ValueError for a detector or a threshold that there is not."""
-    for name in spec.detectors:
-        if name not in DETECTORS:
-            raise ValueError(f"no detector {name!r}; there are {', '.join(DETECTORS)}.{nearest(name, DETECTORS)}")
-    given = {name: policy.thresholds for name, policy in spec.detectors.items() if policy.thresholds}
+    """What the detectors go by. Raises ValueError for a threshold that there is not."""
+    return _thresholds({name: policy.thresholds for name, policy in spec.detectors.items() if policy.thresholds})
+
+
+def _thresholds(given: Mapping[str, Any]) -> Thresholds:
     try:
         return msgspec.convert(given, Thresholds, strict=False)
     except msgspec.ValidationError as error:
         raise ValueError(str(error)) from None
 
 
-def check_triggers(spec: ConversationSpec) -> None:
-    """Raises ValueError for a metric, a detector or a state that no trigger can wait for."""
-    for item in spec.interventions:
-        if (when := item.when) is None:
-            continue
-        if when.metric is not None:
-            metric = METRICS.get(when.metric)
-            numbers = [name for name, one in METRICS.items() if one.when == "live" and one.level != "C"]
-            if metric is None:
-                raise ValueError(f"when: no metric {when.metric!r}.{nearest(when.metric, numbers)}")
-            if when.metric not in numbers or metric.kind == "text":
-                why = "is a text" if metric.kind == "text" else "is not known while the conversation runs"
-                raise ValueError(f"when: {when.metric} {why}; choose another metric")
-        for kind, wanted, known in (("detector", when.detector, DETECTORS), ("state", when.state, STATES)):
-            if wanted is not None and wanted not in known:
-                raise ValueError(f"when: no {kind} {wanted!r}; there are {', '.join(known)}.{nearest(wanted, known)}")
+def watch_faults(data: Mapping[str, Any]) -> Iterator[Fault]:
+    """Detectors, thresholds, metrics and states in the data of a spec that there are not. Looks at nothing else."""
+    load_plugins()
+    detectors = data.get("detectors")
+    for name, policy in detectors.items() if isinstance(detectors, Mapping) else ():
+        if name not in DETECTORS:
+            yield Fault(("detectors", str(name)), _missing("detector", name, DETECTORS))
+        elif isinstance(policy, Mapping) and isinstance(given := policy.get("thresholds"), Mapping):
+            try:
+                _thresholds({name: given})
+            except ValueError as error:
+                yield Fault(("detectors", name, "thresholds"), str(error))
+    interventions = data.get("interventions")
+    for index, item in enumerate(interventions) if isinstance(interventions, list | tuple) else ():
+        when = item.get("when") if isinstance(item, Mapping) else None
+        for kind, wanted in when.items() if isinstance(when, Mapping) else ():
+            if isinstance(wanted, str) and (fault := _unknown(kind, wanted)) is not None:
+                yield Fault(("interventions", str(index), "when", kind), fault)
+
+
+def _unknown(kind: str, wanted: str) -> str | None:
+    """Why no trigger can wait for it, if none can."""
+    if kind == "detector":
+        return None if wanted in DETECTORS else _missing(kind, wanted, DETECTORS)
+    if kind == "state":
+        return None if wanted in STATES else _missing(kind, wanted, STATES)
+    if kind != "metric":
+        return None
+    metric = METRICS.get(wanted)
+    numbers = [name for name, one in METRICS.items() if one.when == "live" and one.level != "C"]
+    if metric is None:
+        return f"no metric {wanted!r}.{nearest(wanted, numbers)}"
+    if metric.kind == "text":
+        return f"{wanted} is a text; choose another metric"
+    return None if wanted in numbers else f"{wanted} is not known while the conversation runs; choose another metric"
+
+
+def _missing(kind: str, wanted: str, known: Iterable[str]) -> str:
+    return f"no {kind} {wanted!r}; there are {', '.join(known)}.{nearest(wanted, known)}"
 
 
 def check_watch(specs: Iterable[ConversationSpec]) -> None:
     """See that detectors, scores and the metrics of packages are there. Raises SpecError, a fault to a line."""
-    load_plugins()
     faults: dict[str, None] = {}
     for spec in specs:
-        checks = (("detectors", thresholds_of), ("convergence", weights_of), ("interventions", check_triggers))
-        for key, check in checks:
-            try:
-                check(spec)
-            except (ValueError, KeyError) as error:
-                faults[f"{key}: {error}"] = None
+        waited_for = {item.when.detector for item in spec.interventions if item.when is not None}
+        data = {
+            "detectors": {
+                name: {"thresholds": policy.thresholds}
+                for name, policy in spec.detectors.items()
+                if name in DETECTORS or name not in waited_for
+            },
+            "interventions": [{"when": item.when and msgspec.to_builtins(item.when)} for item in spec.interventions],
+        }
+        for fault in watch_faults(data):
+            faults[f"{'when' if 'when' in fault.where else 'detectors'}: {fault.message}"] = None
+        try:
+            weights_of(spec)
+        except (ValueError, KeyError) as error:
+            faults[f"convergence: {error}"] = None
     if faults:
         raise SpecError("\n".join(faults))
 

@@ -157,6 +157,32 @@ class MessageAbandonedEvent(Event, frozen=True, kw_only=True, omit_defaults=True
     attempt: int | None = None
 
 
+class QuestionEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """A model is asked what becomes no message: a name, or a summary. Each attempt after a broken one is one more."""
+
+    agent_id: str
+    turn_number: int
+    purpose: str
+    """`name` or `summary`."""
+    model: str
+    """Who is asked, as `provider:model`."""
+    digest: str
+    """Of the system prompt and the question."""
+    reserved: dict[str, int | float] | None = None
+    """Under a budget the most that an attempt can use, `tokens` and `usd`; one that breaks off counts as so much."""
+
+
+class QuestionAbandonedEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """An answer to a question beside the conversation began and was not finished."""
+
+    agent_id: str
+    turn_number: int
+    purpose: str
+    why: str
+    partial: str | None = None
+    attempt: int | None = None
+
+
 class TokenUsageEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
     """What a reply used, with the conversation's running totals."""
 

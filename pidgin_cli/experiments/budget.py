@@ -25,6 +25,8 @@ from pidgin_cli.core.events import (
     MessageAbandonedEvent,
     MessageCompleteEvent,
     MessageRequestEvent,
+    QuestionAbandonedEvent,
+    QuestionEvent,
     RateLimitEvent,
     TokenUsageEvent,
 )
@@ -65,20 +67,27 @@ class Spent(NamedTuple):
 def spent_so_far(events: Iterable[Event]) -> Spent:
     """What a conversation has used, as its record tells it.
 
-    An attempt at a message that broke off or was not waited for any longer, or was under way when the process died,
-    counts with all that was set aside for it, as it did while it ran.
+    An attempt at a message, a name or a summary that broke off or was not waited for any longer, or was under way when
+    the process died, counts with all that was set aside for it, as it did while it ran.
     """
     usd, tokens, seconds = 0.0, 0, 0.0
     began = last = None
     most = _NOTHING
     """What the latest request set aside."""
     under_way = broke_off = False
+    question = False
+    """The request under way is for a name or a summary, after whose loss nothing is said of it."""
     for event in events:
-        if isinstance(event, MessageRequestEvent):
+        if question and under_way and isinstance(event, MessageRequestEvent | QuestionEvent | ConversationResumedEvent):
+            usd, tokens = usd + most.usd, tokens + most.tokens
+            under_way = False
+        if isinstance(event, MessageRequestEvent | QuestionEvent):
             most, under_way, broke_off = _reserved(event), True, False
-        elif isinstance(event, MessageAbandonedEvent):
+            question = isinstance(event, QuestionEvent)
+        elif isinstance(event, MessageAbandonedEvent | QuestionAbandonedEvent):
             usd, tokens = usd + most.usd, tokens + most.tokens
             broke_off = True
+            under_way = under_way and not question
         elif isinstance(event, APIErrorEvent | RateLimitEvent):
             timed_out = isinstance(event, APIErrorEvent) and event.error == ProviderTimeout.__name__
             if timed_out and under_way and not broke_off:
@@ -89,10 +98,10 @@ def spent_so_far(events: Iterable[Event]) -> Spent:
         elif isinstance(event, TokenUsageEvent):
             if event.purpose == "abandoned" and most != _NOTHING:
                 continue  # it is a part of what was set aside
-            whole = _NOTHING if event.purpose != "message" else most
             known = event.prompt_tokens is not None and event.completion_tokens is not None
-            usd += whole.usd if event.cost is None else event.cost
-            tokens += (event.prompt_tokens or 0) + (event.completion_tokens or 0) if known else whole.tokens
+            usd += most.usd if event.cost is None else event.cost
+            tokens += (event.prompt_tokens or 0) + (event.completion_tokens or 0) if known else most.tokens
+            under_way = under_way and not question
         elif isinstance(event, ConversationStartEvent | ConversationResumedEvent):
             if began is not None and last is not None:
                 seconds += max(0.0, (last - began).total_seconds())
@@ -105,7 +114,7 @@ def spent_so_far(events: Iterable[Event]) -> Spent:
     return Spent(usd, tokens, seconds)
 
 
-def _reserved(event: MessageRequestEvent) -> Amount:
+def _reserved(event: MessageRequestEvent | QuestionEvent) -> Amount:
     found = event.reserved or {}
     return Amount(int(found.get("tokens", 0)), float(found.get("usd", 0.0)))
 

@@ -28,6 +28,8 @@ from pidgin_cli.core.events import (
     MessageCompleteEvent,
     MessageRequestEvent,
     ModelLoadEvent,
+    QuestionAbandonedEvent,
+    QuestionEvent,
     RateLimitEvent,
     SystemPromptEvent,
     ThinkingCompleteEvent,
@@ -35,6 +37,7 @@ from pidgin_cli.core.events import (
     WarningEvent,
 )
 from pidgin_cli.core.types import Agent, Delta, FinishReason, Status, TextDelta, ThinkingDelta
+from pidgin_cli.reports.text import count
 
 from .console import PIPED_WIDTH
 from .text import Wrapper, one_line, visible
@@ -70,11 +73,6 @@ def cost_text(cost: float | None) -> str:
     if cost == 0:
         return "$0"
     return f"${cost:.2f}" if cost >= 1 else f"${cost:.4f}"
-
-
-def count(number: int, what: str) -> str:
-    """A number of things as people read it: `1 turn`, `2 turns`."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _seconds(ms: float) -> str:
@@ -491,7 +489,7 @@ def _tail_style(event: Event) -> str:
         return "bold"
     if isinstance(event, APIErrorEvent | ErrorEvent):
         return "red"
-    if isinstance(event, RateLimitEvent | MessageAbandonedEvent | WarningEvent):
+    if isinstance(event, RateLimitEvent | MessageAbandonedEvent | QuestionAbandonedEvent | WarningEvent):
         return "yellow"
     if isinstance(event, ModelLoadEvent) and event.action == "degraded":
         return "yellow"
@@ -511,7 +509,9 @@ def _said(event: Event) -> str:
         case RateLimitEvent() | APIErrorEvent():
             wait = "" if event.wait_s is None else f"; again in {event.wait_s:.1f} s"
             return f"{event.message}{wait}"
-        case MessageAbandonedEvent():
+        case QuestionEvent():
+            return f"{event.model} for a {event.purpose}"
+        case MessageAbandonedEvent() | QuestionAbandonedEvent():
             return event.why
         case ContextLimitEvent():
             return _needed(event)

@@ -15,8 +15,9 @@ from pidgin_cli.core.types import Status
 from pidgin_cli.eventlog.manifest import ConversationEntry
 from pidgin_cli.experiments.registry import Wish
 from pidgin_cli.experiments.watch import UNDER_WAY, ConversationSight, ExperimentSight, Fault, Wait, Watch, Watched
+from pidgin_cli.reports.text import count
 
-from .chat import DIM, cost_text, count, status_style
+from .chat import DIM, cost_text, status_style
 from .progress import duration_text
 from .text import Wrapper, one_line, visible
 

@@ -21,8 +21,9 @@ from pidgin_cli.core.events import (
 )
 from pidgin_cli.core.types import Status
 from pidgin_cli.eventlog.manifest import Manifest
+from pidgin_cli.reports.text import count
 
-from .chat import cost_text, count, status_style
+from .chat import cost_text, status_style
 from .text import one_line, visible
 
 __all__ = ["RunProgress", "duration_text"]

@@ -31,6 +31,7 @@ from pidgin_cli.spec.catalogue import cost_usd
 from pidgin_cli.spec.experiment import load
 
 from .conversation_metrics import RecordTask, TextMetrics, of_record, of_texts
+from .text import count
 from .transcript import Lineage
 from .workers import Workers, workers
 
@@ -379,7 +380,8 @@ class _Texts:
                     for each in corrected
                 ]
                 if all(each.value is None for each in corrected):
-                    few = f"the arm has {len(names)} valid conversations; convergence_index takes {LEAST_CONVERSATIONS}"
+                    have = count(len(names), "valid conversation")
+                    few = f"the arm has {have}; convergence_index takes {LEAST_CONVERSATIONS}"
                     enough = len(names) >= LEAST_CONVERSATIONS
                     why[name] = "no reply has two surrogates of its partner's length" if enough else few
         compared = [name for name in sorted(self._rows) if name not in why or why[name] != INVALID]

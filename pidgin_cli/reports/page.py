@@ -25,6 +25,7 @@ from pidgin_cli.eventlog.manifest import Manifest
 from .drawing import for_page
 from .figures import Figure, as_csv
 from .readme import environment
+from .text import count
 from .transcript import Lineage, money
 
 __all__ = ["page"]
@@ -85,7 +86,7 @@ def page(
         "name": manifest.name or f"Experiment {manifest.experiment_id}",
         "manifest": manifest,
         "facts": _facts(manifest),
-        "validity": f"{invalid} conversations are invalid and left out of statistics; {notable} are notable and kept.",
+        "validity": f"Invalid, left out of statistics: {count(invalid, 'conversation')}; notable, kept: {notable:,}.",
         "problems": problems,
         "figures": [_figure(figure) for figure in figures],
         "talks": talks,

@@ -19,7 +19,7 @@ from pidgin_cli.eventlog.folder import ExperimentFolder, OutputRoot
 from pidgin_cli.eventlog.log import EventLog, Syncer, read_record
 from pidgin_cli.eventlog.manifest import UNFINISHED, Manifest, read_manifest, tell_post_processing
 
-from .text import visible
+from .text import count, visible
 from .transcript import Lineage, summary, transcript, write_file
 
 if TYPE_CHECKING:
@@ -256,7 +256,7 @@ class PostProcessor:
         write_file(where / "summary.md", summary(self.folder, self.manifest))
         if failed:
             raise LogError(f"{len(failed)} of {len(logs)} cannot be written: {failed[0]}")
-        return f"{len(logs)} conversations"
+        return count(len(logs), "conversation")
 
     def write_readme(self) -> str:
         from .readme import readme
@@ -292,7 +292,7 @@ class PostProcessor:
         _remove_old(where, wanted)
         if self._faults:
             raise ExceptionGroup(f"{len(self._faults)} of {len(self.figures)} could not be drawn", self._faults)
-        return "; ".join((f"{len(self.figures) - len(absent)} figures", *absent))
+        return "; ".join((count(len(self.figures) - len(absent), "figure"), *absent))
 
     def write_report(self) -> str:
         from .page import page

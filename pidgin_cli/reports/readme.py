@@ -23,7 +23,7 @@ from pidgin_cli.eventlog.manifest import Manifest
 from pidgin_cli.metrics.statistics import summarise, wilson
 from pidgin_cli.metrics.tokens import tokenize
 
-from .text import Markdown, fenced, inline, quoted, table, visible
+from .text import Markdown, count, fenced, inline, quoted, table, visible
 from .transcript import money, said
 
 __all__ = ["environment", "readme"]
@@ -142,9 +142,10 @@ def _plan(folder: ExperimentFolder, manifest: Manifest, told: Sequence[_Told]) -
     arms = len({entry.arm for entry in entries})
     repetitions = max((entry.repetition for entry in entries), default=0)
     turns = sorted({each.start.spec.get("max_turns", 0) for each in told if each.start is not None})
-    parts = [f"{len(manifest.conversations):,} conversations: {arms} arms, up to {repetitions} repetitions of each"]
+    conversations = count(len(manifest.conversations), "conversation")
+    parts = [f"{conversations}: {count(arms, 'arm')}, up to {count(repetitions, 'repetition')} of each"]
     if any(turns):  # a record from elsewhere has no plan
-        parts.append(f"{turns[0]} turns" if len(turns) == 1 else f"{turns[0]} to {turns[-1]} turns")
+        parts.append(count(turns[0], "turn") if len(turns) == 1 else f"{turns[0]} to {turns[-1]} turns")
     starts = (
         [event for event in read_record(folder.events).events if isinstance(event, ExperimentStartEvent)]
         if folder.events.exists()
@@ -174,8 +175,8 @@ def _happened(manifest: Manifest, *, dated: bool) -> Markdown:
     totals = manifest.totals
     tokens = "tokens not known" if totals.tokens is None else f"{totals.tokens:,} tokens"
     text = (
-        f"{totals.completed:,} of {totals.conversations:,} conversations are complete, {totals.failed:,} failed. "
-        f"{totals.turns:,} turns, {totals.messages:,} messages, {tokens}, cost {money(totals.cost_usd)}."
+        f"{totals.completed:,} of {count(totals.conversations, 'conversation')} complete, {totals.failed:,} failed. "
+        f"{count(totals.turns, 'turn')}, {count(totals.messages, 'message')}, {tokens}, cost {money(totals.cost_usd)}."
     )
     if not dated:
         text += f" Taken in from elsewhere {manifest.created_at:%Y-%m-%d %H:%M} UTC; when they were held is not known."
@@ -212,7 +213,7 @@ def _validity(told: Sequence[_Told]) -> Markdown:
     invalid = sum(each.invalid for each in ended)
     notable = sum(bool(each.end and each.end.notable) for each in ended)
     return Markdown(
-        f"Of {len(ended):,} conversations that ended, **{invalid:,} are invalid** (left out of statistics) and "
+        f"Of {count(len(ended), 'conversation')} that ended, **{invalid:,} are invalid** (left out of statistics) and "
         f"**{notable:,} are notable** (kept, because silence and role loss are findings)."
     )
 

@@ -7,7 +7,7 @@ record can be read back from what stands here.
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["Markdown", "fenced", "inline", "prose", "quoted", "table", "visible"]
+__all__ = ["Markdown", "count", "fenced", "inline", "prose", "quoted", "table", "visible"]
 
 _PICTURES = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: "\u2421"}
 _NAMED = (*range(0x80, 0xA0), 0x061C, 0x200E, 0x200F, 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
@@ -26,6 +26,11 @@ class Markdown(str):
     """Text that is Markdown already and is not escaped again."""
 
     __slots__ = ()
+
+
+def count(number: int, what: str) -> str:
+    """A number of things as people read it: `1 turn`, `2 turns`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def visible(text: str) -> str:

@@ -24,6 +24,7 @@ from pidgin_cli.core.events import (
     InterventionEvent,
     MessageAbandonedEvent,
     MessageCompleteEvent,
+    QuestionAbandonedEvent,
     RateLimitEvent,
     SafetyDecisionEvent,
     SystemPromptEvent,
@@ -39,7 +40,7 @@ from pidgin_cli.eventlog.folder import ExperimentFolder, OutputRoot
 from pidgin_cli.eventlog.log import Record, read_record
 from pidgin_cli.eventlog.manifest import Manifest
 
-from .text import Markdown, fenced, inline, prose, quoted, table
+from .text import Markdown, count, fenced, inline, prose, quoted, table
 
 __all__ = ["Lineage", "said", "summary", "transcript", "write_file"]
 
@@ -245,6 +246,11 @@ class _Transcript:
         match event:
             case ContextTruncationEvent():
                 self.mark("Context.", f"{self.name(event.agent_id)} no longer sees messages before {event.view.start}.")
+            case QuestionAbandonedEvent():
+                what = (
+                    f"answer of {self.name(event.agent_id)}, asked for a {inline(event.purpose)}: {inline(event.why)}."
+                )
+                self.mark("Abandoned", what, None if event.partial is None else said(event.partial))
             case HistoryCompactedEvent():
                 text = f"{self.name(event.agent_id)} sees this summary instead of messages before {event.view.start}:"
                 self.mark("Context.", text, said(event.summary))
@@ -419,10 +425,10 @@ def summary(folder: ExperimentFolder, manifest: Manifest) -> str:
     parts.append(table(head, rows, left=6) if rows else "There are none yet.")
     totals = manifest.totals
     tokens = "not known" if totals.tokens is None else f"{totals.tokens:,}"
+    held = [count(totals.conversations, "conversation"), count(totals.turns, "turn"), count(totals.messages, "message")]
     parts.append(
-        f"In all {totals.conversations:,} conversations, {totals.completed:,} complete, {totals.failed:,} failed; "
-        f"{totals.turns:,} turns, {totals.messages:,} messages, {tokens} tokens, cost {money(totals.cost_usd)}. "
-        "An empty cell: not reported."
+        f"In all {', '.join(held)}; {totals.completed:,} complete, {totals.failed:,} failed; {tokens} tokens, "
+        f"cost {money(totals.cost_usd)}. An empty cell: not reported."
     )
     parts += [f"- {inline(line)}" for line in damaged]
     return "\n\n".join(parts) + "\n"

@@ -3,7 +3,7 @@
 import json
 import secrets
 import string
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from .seats import seated, texts_for
 
 __all__ = [
     "ExperimentSpec",
+    "Judge",
     "Resolved",
     "check",
     "expand",
@@ -46,26 +47,39 @@ class Resolved(NamedTuple):
     notices: list[str]
 
 
+Judge = Callable[[Mapping[str, Any]], Iterable[Fault]]
+"""Finds faults in the data of a spec, in its full form, which need not be right otherwise."""
+
+
 # Checking
 
 
 def check(
-    data: Mapping[str, Any], source: str = "spec", text: str = "", providers: Collection[str] = ()
+    data: Mapping[str, Any],
+    source: str = "spec",
+    text: str = "",
+    providers: Collection[str] = (),
+    judge: Judge | None = None,
 ) -> ExperimentSpec:
     """The spec in `data`, in its full or its flat form.
 
     Args:
         text: the YAML that `data` comes from, for the lines of faults.
         providers: where they are given, models, presets and files are looked up as well, as `resolve` does.
+        judge: finds faults of its own in the data, for what specs do not know, such as the names of metrics.
 
     Raises:
         SpecError: names every fault, one to a line.
     """
-    return _checked(data, source, text, providers, [])
+    return _checked(data, source, text, providers, [], judge)
 
 
-def load(path: Path, providers: Collection[str] = ()) -> ExperimentSpec:
+def load(path: Path, providers: Collection[str] = (), judge: Judge | None = None) -> ExperimentSpec:
     """The spec in a YAML file. Files that it names are looked for beside it first, then in the current folder.
+
+    Args:
+        providers: as for `check`.
+        judge: as for `check`.
 
     Raises:
         SpecError: names every fault with its line; with `providers`, also unknown models, presets and files.
@@ -79,7 +93,7 @@ def load(path: Path, providers: Collection[str] = ()) -> ExperimentSpec:
         raise SpecError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise SpecError(f"{path} is not a spec: it should hold keys such as agents and prompt")
-    return _checked(data, str(path), text, providers, repeated, beside=path.parent)
+    return _checked(data, str(path), text, providers, repeated, judge, beside=path.parent)
 
 
 def _checked(
@@ -88,6 +102,7 @@ def _checked(
     text: str,
     providers: Collection[str],
     faults: list[Fault],
+    judge: Judge | None = None,
     beside: Path | None = None,
 ) -> ExperimentSpec:
     full = flat.translate(data)
@@ -101,6 +116,8 @@ def _checked(
         faults += [*half_characters(spec.model_dump()), *sweep.faults(_with_openings(spec))]
     if providers:
         faults += _lookup_faults(full.data, providers)
+    if judge is not None:
+        faults += judge(full.data)
     if faults or spec is None:
         # In the flat form a missing agent has been told in its own words.
         short = {fault.where for fault in full.faults}
