@@ -8,6 +8,9 @@ AIMOCK := @copilotkit/aimock@1.43.0
 MOCK := node_modules/.aimock-1.43.0
 # Tools are called as modules: the start lines of installed scripts cannot hold a path with a blank in it.
 
+# Without compiled modules every process of tests, demo and bench would compile the whole package.
+unexport PYTHONDONTWRITEBYTECODE
+
 quoted = '$(subst ','\'',$(1))'
 
 # PYTHON=… makes .venv with another interpreter; without it the one .venv was made with stays.

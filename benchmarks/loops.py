@@ -53,15 +53,23 @@ EXPERIMENT = "bench000"
 
 
 class Scripted:
-    """A model that always says the same 120 words, in `pieces`, the last of them `latency_s` after the request.
+    """A model that says 120 words, in `pieces`, the last of them `latency_s` after the request; always the same ones
+    unless `say` gives others.
 
     Every piece has its time counted from the request, so that a late one does not delay the next. Without latency it
     still answers through the event loop, as everything does that is really awaited.
     """
 
-    def __init__(self, latency_s: float = 0.0, pieces: int = 1, on_request: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        latency_s: float = 0.0,
+        pieces: int = 1,
+        on_request: Callable[[], None] | None = None,
+        say: Callable[[], str] | None = None,
+    ) -> None:
         self._latency = latency_s
         self._on_request = on_request
+        self._say = say
         step = len(TEXT) // pieces
         cuts = [number * step for number in range(pieces)] + [len(TEXT)]
         self._pieces = [TEXT[start:end] for start, end in itertools.pairwise(cuts)]
@@ -71,8 +79,9 @@ class Scripted:
             self._on_request()
         clock = asyncio.get_running_loop().time
         began = clock()
-        for number, piece in enumerate(self._pieces, 1):
-            await asyncio.sleep(max(0.0, began + self._latency * number / len(self._pieces) - clock()))
+        pieces = self._pieces if self._say is None else [self._say()]
+        for number, piece in enumerate(pieces, 1):
+            await asyncio.sleep(max(0.0, began + self._latency * number / len(pieces) - clock()))
             yield TextDelta(piece[:-1] + piece[-1])  # a string of its own, as every real reply is
         yield UsageDelta(USAGE)
         yield Finish(model="test")

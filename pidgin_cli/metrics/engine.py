@@ -25,7 +25,7 @@ from .convergence import BALANCED, Weights, convergence
 from .detectors import Detectors, Step, Thresholds
 from .lexicon import LSM_CATEGORIES, Lexicon, english
 from .pairs import against_partner, parts, token_indel, trigram_jaccard
-from .reading import SEQUENCE_LIMIT, Grams, Reading, Vocabulary, distinct, grams, held
+from .reading import SEQUENCE_LIMIT, GramSet, Reading, Vocabulary, distinct, grams
 from .tokens import tokenize
 
 __all__ = ["Engine", "Reply", "Summary", "measure", "wide"]
@@ -68,30 +68,6 @@ class Summary(NamedTuple):
 def wide(summaries: Iterable[Summary]) -> dict[str, Value]:
     """The same with agents as suffixes: `floor_share_a`, `adoption_rate_ab` (b takes over from a)."""
     return {"_".join([s.name, *(["".join(filter(None, s[2:]))] if s.agent_id else [])]): s.value for s in summaries}
-
-
-class _GramSet:
-    """A set of 64-bit numbers in 8 bytes each: those in order, and some newer ones that are still to join them."""
-
-    __slots__ = ("_newer", "_older")
-
-    MOST = 4096
-    """Newer ones; putting one more in takes time by their number."""
-
-    def __init__(self) -> None:
-        self._older = np.empty(0, dtype=np.uint64)
-        self._newer = self._older
-
-    def add(self, keys: Grams) -> int:
-        """Put them in; returns how many of them were not there before, equal ones counted each."""
-        new = keys[~held(self._older, keys)]
-        new = np.sort(new[~held(self._newer, new)])
-        if len(new):
-            self._newer = np.sort(np.concatenate((self._newer, new[distinct(new)])))
-            if len(self._newer) > min(self.MOST, max(256, len(self._older) // 8)):
-                self._older = np.insert(self._older, self._older.searchsorted(self._newer), self._newer)
-                self._newer = self._older[:0].copy()
-        return len(new)
 
 
 class _Counts:
@@ -173,7 +149,7 @@ class _Speaker:
         self.name = tuple(tokenize(name)) if name else ()
         self.counts = _Counts()
         self.stream = _Stream()
-        self.four_grams = _GramSet()
+        self.four_grams = GramSet()
         self.texts: set[bytes] = set()
         self.last: Reading | None = None
         self.classes = [0] * len(LSM_CATEGORIES)
@@ -260,7 +236,7 @@ class Engine:
         self._shared_types = dict.fromkeys((frozenset(pair) for pair in combinations(names, 2)), 0)
         self._history = _Counts()
         self._heaps = _Regression()
-        self._five_grams = _GramSet()
+        self._five_grams = GramSet()
         self._detectors = Detectors(names, thresholds, embedded=embedded)
         self._heard_bytes = False
         self._plugins: dict[str, Measure] = {name: plugin.measure() for name, plugin in PLUGINS.items()}

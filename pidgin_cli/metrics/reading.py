@@ -9,7 +9,7 @@ from functools import cached_property, lru_cache
 from hashlib import blake2b
 from itertools import accumulate, chain
 from operator import mul
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,7 @@ FOREIGN_SHARE = 0.2
 """Share of letters in another script above which the word lists do not apply."""
 
 Grams = NDArray[np.uint64]
+Numbers = NDArray[np.unsignedinteger[Any]]
 
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
@@ -58,14 +59,14 @@ def grams(ids: Grams, size: int) -> Grams:
     return found * _FACTOR
 
 
-def distinct(ordered: Grams) -> NDArray[np.bool_]:
+def distinct(ordered: Numbers) -> NDArray[np.bool_]:
     """Which of the numbers in order differ from the one before."""
     found = np.ones(len(ordered), dtype=np.bool_)
     np.not_equal(ordered[1:], ordered[:-1], out=found[1:])
     return found
 
 
-def held(ordered: Grams, keys: Grams) -> NDArray[np.bool_]:
+def held(ordered: Numbers, keys: Numbers) -> NDArray[np.bool_]:
     """Which of `keys` are among the numbers in order."""
     if not len(ordered):
         return np.zeros(len(keys), dtype=np.bool_)
@@ -85,6 +86,30 @@ def matches(own: Grams, other: Grams) -> int:
     times = shared.searchsorted(keys, "right") - shared.searchsorted(keys)
     others = other.searchsorted(keys, "right") - other.searchsorted(keys)
     return int(np.minimum(times, others).sum())
+
+
+class GramSet:
+    """A set of numbers as they are in arrays: those in order, and some newer ones that are still to join them."""
+
+    __slots__ = ("_newer", "_older")
+
+    MOST = 4096
+    """Newer ones; putting one more in takes time by their number."""
+
+    def __init__(self, dtype: type[np.unsignedinteger[Any]] = np.uint64) -> None:
+        self._older = np.empty(0, dtype=dtype)
+        self._newer = self._older
+
+    def add(self, keys: Numbers) -> int:
+        """Put them in; returns how many of them were not there before, equal ones counted each."""
+        new = keys[~held(self._older, keys)]
+        new = np.sort(new[~held(self._newer, new)])
+        if len(new):
+            self._newer = np.sort(np.concatenate((self._newer, new[distinct(new)])))
+            if len(self._newer) > min(self.MOST, max(256, len(self._older) // 8)):
+                self._older = np.insert(self._older, self._older.searchsorted(self._newer), self._newer)
+                self._newer = self._older[:0].copy()
+        return len(new)
 
 
 class Vocabulary(dict[str, int]):
