@@ -110,6 +110,9 @@ def test_a_transcript(tmp_path: Path, style: str) -> None:
         assert (row["status"], row["end_reason"], row["turns"], row["messages"]) == ("completed", "unknown", 2, 5)
         assert (row["seed"], row["prompt_tokens"], row["cost_usd"], row["max_turns"]) == (None, None, None, None)
         assert (row["arm"], row["repetition"], row["empty_messages"]) == ("opus_o1-preview_cli", 1, 1)
+        assert (row["started_at"], row["ended_at"]) == (None, None)
+        said_at = store.messages.of(row["conversation_id"])
+        assert {message["completed_at"] for message in said_at} == {None}
         source = json.loads(row["source"])
         assert (source["format"], source["file"], source["dated"]) == ("transcript", path.name, "20241018_213842")
         agents = store.conversations.agents(row["experiment_id"])

@@ -499,6 +499,8 @@ def _text(data: bytes) -> str:
 
 
 _WHOSE = "_id AS conversation_id, $experiment AS experiment_id"
+_UNDATED = "(SELECT _id FROM ConversationStartEvent WHERE spec->>'$.source.format' = 'transcript')"
+"""Conversations that were taken in from plain text, whose events have the time of that and no other."""
 
 _SELECTS = {
     "conversations": """
@@ -539,7 +541,8 @@ _SELECTS = {
             CASE WHEN paid.n IS NULL THEN 0 WHEN paid.n = paid.n_completion THEN paid.completion END
                 AS completion_tokens,
             CASE WHEN paid.n IS NULL THEN 0 WHEN paid.n = paid.n_cost THEN paid.cost END AS cost_usd,
-            counted.began AS started_at, e._at AS ended_at,
+            CASE WHEN t.id NOT IN $$UNDATED$$ THEN counted.began END AS started_at,
+            CASE WHEN t.id NOT IN $$UNDATED$$ THEN e._at END AS ended_at,
             CASE WHEN e._n IS NOT NULL THEN len(coalesce(e.invalid, [])) > 0 END AS invalid,
             CASE WHEN e._n IS NOT NULL THEN coalesce(e.invalid, []) END AS invalid_reasons,
             CASE WHEN e._n IS NOT NULL THEN coalesce(cardinality(e.notable), 0) > 0 END AS notable,
@@ -565,7 +568,7 @@ _SELECTS = {
         LEFT JOIN counted ON counted._id = t.id
         LEFT JOIN broken ON broken._id = t.id
         WHERE t.id <> ''
-        """,
+        """.replace("$$UNDATED$$", _UNDATED),
     "agents": f"""
         WITH seats AS (
             SELECT _id, spec->>'first' AS first, unnest(agents) AS agent, generate_subscripts(agents, 1) - 1 AS seat
@@ -593,7 +596,8 @@ _SELECTS = {
         WITH begun AS (SELECT _id, turn_number, min_by(speakers, _n) AS speakers, min(_at) AS _at
                        FROM TurnStartEvent GROUP BY ALL)
         SELECT {_WHOSE}, turn_number, speakers, e._n IS NOT NULL AS complete, e.convergence, e.detectors,
-            b._at AS started_at, e._at AS completed_at
+            CASE WHEN _id NOT IN {_UNDATED} THEN b._at END AS started_at,
+            CASE WHEN _id NOT IN {_UNDATED} THEN e._at END AS completed_at
         FROM begun b FULL JOIN TurnCompleteEvent e USING (_id, turn_number)
         """,
     "messages": r"""
@@ -612,9 +616,9 @@ _SELECTS = {
             m.timing.duration_ms AS duration_ms, m.timing.tokens_per_s AS tokens_per_s, m.model_requested,
             m.model_served, m.fingerprint, m.request_id, coalesce(m.cached, false) AS cached,
             coalesce(m.attempt, 1) AS attempt, asked.digest AS view_digest, asked.at_ AS requested_at,
-            m._at AS completed_at, m._seq AS seq
+            CASE WHEN _id NOT IN $$UNDATED$$ THEN m._at END AS completed_at, m._seq AS seq
         FROM MessageCompleteEvent m LEFT JOIN asked USING (_id, message_index)
-        """,
+        """.replace("$$UNDATED$$", _UNDATED),
     "thinking": f"""
         SELECT {_WHOSE}, message_index, row_number() OVER (PARTITION BY _id, message_index ORDER BY _n) - 1 AS block,
             turn_number, agent_id, content, tokens, coalesce(redacted, false) AS redacted, _seq AS seq

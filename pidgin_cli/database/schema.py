@@ -126,7 +126,7 @@ def m001_first_tables(con: duckdb.DuckDBPyConnection) -> None:
         prompt_tokens BIGINT -- Sum over all replies; NULL as soon as one did not report them.
         completion_tokens BIGINT -- Likewise.
         cost_usd DOUBLE -- Likewise; NULL as soon as one price is not known.
-        started_at TIMESTAMP -- Time of the first event.
+        started_at TIMESTAMP -- Time of the first event; NULL where a record from elsewhere tells no times.
         ended_at TIMESTAMP -- Time of the last end; NULL without one.
         invalid BOOLEAN -- To be left out of statistics.
         invalid_reasons VARCHAR[] -- Why: `speaker_never_called`, `wrong_model_served`, `harness_fault`.
