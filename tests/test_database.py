@@ -33,6 +33,7 @@ from pidgin_cli.core.events import (
     ConversationResumedEvent,
     Event,
     InterventionEvent,
+    QuestionAbandonedEvent,
     ThinkingCompleteEvent,
     TokenUsageEvent,
     ToolCallEvent,
@@ -216,6 +217,9 @@ def test_things_beside_the_messages(tmp_path: Path) -> None:
                 start(),
                 turn_start(),
                 InterventionEvent(turn_number=1, source="person", audience=("a", "b"), text="Hm.", placement="user"),
+                QuestionAbandonedEvent(
+                    agent_id="a", turn_number=1, purpose="summary", why="gone", partial="They", attempt=1
+                ),
                 APIErrorEvent(
                     **at, error="Overloaded", provider="x", status=529, retryable=True, attempt=1, message="!"
                 ),
@@ -248,7 +252,10 @@ def test_things_beside_the_messages(tmp_path: Path) -> None:
         assert con.execute("SELECT source, kind, audience, text FROM interventions").fetchall() == [
             ("person", "inject", ["a", "b"], "Hm.")
         ]
-        (error,) = store.events.errors("abcdefgh")
+        given_up, error = store.events.errors("abcdefgh")
+        assert (given_up["event_type"], given_up["message"], given_up["partial"]) == (
+            *("QuestionAbandonedEvent", "gone", "They"),
+        )
         assert (error["error"], error["status"], error["retryable"]) == ("Overloaded", 529, True)
         con.close()
 

@@ -658,6 +658,9 @@ _SELECTS = {
             SELECT _id, _n, _seq, _at, 'MessageAbandonedEvent' AS event_type, agent_id, turn_number, message_index,
                 attempt, why AS message, partial FROM MessageAbandonedEvent
             UNION ALL BY NAME
+            SELECT _id, _n, _seq, _at, 'QuestionAbandonedEvent' AS event_type, agent_id, turn_number,
+                attempt, why AS message, partial FROM QuestionAbandonedEvent
+            UNION ALL BY NAME
             SELECT _id, _n, _seq, _at, 'ErrorEvent' AS event_type, error, message, "where" AS place FROM ErrorEvent
             UNION ALL BY NAME
             SELECT _id, _n, _seq, _at, 'WarningEvent' AS event_type, agent_id, what AS error, reason AS message

@@ -333,7 +333,7 @@ def m001_first_tables(con: duckdb.DuckDBPyConnection) -> None:
         conversation_id VARCHAR -- NULL: of the experiment as a whole.
         seq BIGINT -- Of its event.
         happened_at TIMESTAMP -- When.
-        event_type VARCHAR -- That of API errors, rate limits, abandoned messages, errors or warnings.
+        event_type VARCHAR -- That of API errors, rate limits, abandoned messages or answers, errors or warnings.
         agent_id VARCHAR -- Whose request.
         turn_number BIGINT -- Counted from 1.
         message_index BIGINT -- The message that was asked for.
