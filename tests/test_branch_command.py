@@ -51,6 +51,13 @@ def test_a_branch_goes_on_from_the_turn_with_what_was_recorded(pidgin: Pidgin) -
     assert [event["message_index"] for event in found.of("MessageComplete")] == [4, 5, 6, 7]
     (event,) = found.of("ConversationBranched")
     assert set(event["changes"]) == {"seed"}
+    manifest = json.loads((found.folder / "manifest.json").read_bytes())
+    (entry,) = manifest["conversations"].values()
+    assert (entry["turns"], entry["messages"]) == (found.end["totals"]["turns"], 4) == (2, 4), "its own"
+    assert (manifest["totals"]["turns"], manifest["totals"]["messages"]) == (2, 4)
+    told = json.loads(pidgin("monitor", "--once", "--json").out)
+    (sight,) = [each for one in told if one["experiment_id"] == found.id for each in one["conversations"]]
+    assert (sight["turns"], sight["messages"]) == (2, 4)
 
 
 def test_every_override_has_its_effect(pidgin: Pidgin) -> None:

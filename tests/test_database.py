@@ -13,6 +13,7 @@ from typing import Any
 import duckdb
 import msgspec
 import pytest
+import scipy.stats
 from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -946,6 +947,26 @@ def test_a_branch_shows_what_it_shares(tmp_path: Path) -> None:
     assert shown["cccccccc-2"] == [("D0", True)]
 
 
+async def test_a_measure_is_one_thing(tmp_path: Path) -> None:
+    """No two values of a conversation go by one name, a package's metric included; n is that of the conversations."""
+    run = await converse(tmp_path, experiment("local:test", "local:test", max_turns=2, metrics="live"))
+    folder = make(run.root, "abcdefgh", [talk(*["word"] * (2 + number % 5), arm="x") for number in range(40)])
+    own = MetricColumn("turns", "message", "DOUBLE", "A package's.")
+    with EventStore(run.root, metrics=(*open_store(run.root)._metrics, own)) as store:
+        store.import_experiments([run.folder, folder])
+        con = store.connect()
+        sql = "SELECT measure FROM conversation_measures GROUP BY conversation_id, measure HAVING count(*) > 1"
+        assert con.execute(sql).fetchall() == []
+        con.close()
+        measures = {row["measure"]: row["n"] for row in store.experiments.statistics(run.folder.experiment_id)}
+        (row,) = store.experiments.statistics("abcdefgh", "messages")
+    assert {"total_tokens", "tokens", "turns", "message:turns", "median_ttft_ms", "ttft_ms"} <= measures.keys()
+    assert set(measures.values()) == {0, 1}
+    low, high = scipy.stats.t.interval(0.95, 39, row["mean"], row["sd"] / 40**0.5)
+    assert row["n"] == 40
+    assert (row["ci_low"], row["ci_high"]) == (pytest.approx(low, abs=1e-6), pytest.approx(high, abs=1e-6))
+
+
 def test_conversations_that_branch_off_each_other_do_not_hang(tmp_path: Path) -> None:
     """A circle of origins, which only damage can make, ends."""
     root = OutputRoot(tmp_path)
@@ -973,10 +994,8 @@ def test_statistics_of_arms(tmp_path: Path) -> None:
         assert (x["n"], x["mean"], x["median"], x["left_out"]) == (4, 6.0, 5.0, 2)
         assert x["sd"] == pytest.approx(4.320493798938574)
         # t of 3 degrees of freedom times sd / sqrt(4)
-        assert (x["ci_low"], x["ci_high"]) == (
-            pytest.approx(6 - 6.87479, abs=2e-3),
-            pytest.approx(6 + 6.87479, abs=2e-3),
-        )
+        low, high = scipy.stats.t.interval(0.95, 3, 6.0, x["sd"] / 2)
+        assert (x["ci_low"], x["ci_high"]) == (pytest.approx(low, abs=1e-5), pytest.approx(high, abs=1e-5))
         assert (y["n"], y["mean"], y["sd"], y["ci_low"]) == (1, 1.0, None, None)
         trend = store.metrics.convergence("abcdefgh")
         assert [(row["turn_number"], row["n"], row["mean"]) for row in trend] == [

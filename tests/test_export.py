@@ -336,6 +336,9 @@ def test_inspect_reads_its_logs(root: OutputRoot, tmp_path: Path) -> None:
                 assert sample.model_usage["local/test"].output_tokens == sum(r["completion_tokens"] for r in said_)
                 assert sample.metadata["arm"] == f"a.temperature={log.eval.task_args['a.temperature']:g}"
                 assert (sample.scores or {})["messages"].value == 4
+                turns = store.conversations.turns(log.eval.metadata["experiment_id"])
+                (*_, last) = [each["convergence"] for each in turns if each["conversation_id"] == sample.id]
+                assert (sample.scores or {})["convergence"].value == last
                 assert "mattr_50" in (sample.scores or {})
             ids = [summary.id for summary in read_eval_log_sample_summaries(log.location)]
             assert ids == [sample.id for sample in log.samples or ()]

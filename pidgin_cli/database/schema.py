@@ -564,8 +564,9 @@ def make_views(con: duckdb.DuckDBPyConnection) -> None:
 
 
 _T_95 = (
-    "[12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, "
-    "2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042]"
+    "[12.706205, 4.302653, 3.182446, 2.776445, 2.570582, 2.446912, 2.364624, 2.306004, 2.262157, 2.228139, "
+    "2.200985, 2.178813, 2.160369, 2.144787, 2.131450, 2.119905, 2.109816, 2.100922, 2.093024, 2.085963, "
+    "2.079614, 2.073873, 2.068658, 2.063899, 2.059539, 2.055529, 2.051831, 2.048407, 2.045230, 2.042272]"
 )
 """97.5 % points of Student's t for 1 to 30 degrees of freedom."""
 
@@ -575,9 +576,10 @@ _NOT_MEASURES = ("conversation_id", "experiment_id", "message_index", "turn_numb
 def _spread(value: str) -> str:
     """n, mean, sd, median and the 95 % interval of the mean over the rows of a group."""
     n = f"count({value})"
-    # Beyond 30 degrees of freedom the first two terms of the expansion in 1/df are right to 0.001.
     df = f"({n} - 1)"
-    t = f"CASE WHEN {df} <= 30 THEN {_T_95}[{df}] ELSE 1.959964 + 2.372271 / {df} + 2.822503 / ({df} * {df}) END"
+    # Beyond 30 degrees of freedom four terms of the expansion in 1/df are right to 1e-7.
+    more = f"(2.37227123 + (2.82249862 + (2.55584968 + 1.58953405 / {df}) / {df}) / {df}) / {df}"
+    t = f"CASE WHEN {df} <= 30 THEN {_T_95}[{df}] ELSE 1.95996398 + {more} END"
     half = f"({t}) * stddev_samp({value}) / sqrt({n})"
     return (
         f"{n} AS n, avg({value}) AS mean, stddev_samp({value}) AS sd, median({value}) AS median, "
@@ -600,15 +602,16 @@ _VALID = "NOT coalesce(c.invalid, false) AND c.status = 'completed'"
 _OWN_MEASURES = {
     "turns": "c.turns",
     "messages": "c.messages",
-    "tokens": "c.prompt_tokens + c.completion_tokens",
-    "cost_usd": "c.cost_usd",
+    "total_tokens": "c.prompt_tokens + c.completion_tokens",
+    "total_cost_usd": "c.cost_usd",
     "message_chars": "(SELECT avg(length(m.content)) FROM messages m WHERE m.conversation_id = c.conversation_id)",
-    "ttft_ms": "(SELECT median(m.ttft_ms) FROM messages m WHERE m.conversation_id = c.conversation_id)",
+    "median_ttft_ms": "(SELECT median(m.ttft_ms) FROM messages m WHERE m.conversation_id = c.conversation_id)",
     "final_convergence": (
         "(SELECT max_by(t.convergence, t.turn_number) FROM turns t "
         "WHERE t.conversation_id = c.conversation_id AND t.complete)"
     ),
 }
+"""Of the conversation itself, under names that no metric has."""
 
 
 def _measures(con: duckdb.DuckDBPyConnection) -> str:
@@ -620,10 +623,12 @@ def _measures(con: duckdb.DuckDBPyConnection) -> str:
         f"UNPIVOT INCLUDE NULLS (value FOR measure IN ({', '.join(map(quoted, _OWN_MEASURES))}))"
     ]
     for table, mark in (("message_metrics", ""), ("turn_metrics", "turn:")):
-        names = _numeric(con, table)
+        # A package's metric may be called as one of our own measures.
+        taken = {} if mark else dict.fromkeys(_OWN_MEASURES, "message:")
+        names = {name: taken.get(name, mark) + name for name in _numeric(con, table)}
         if names:
-            means = ", ".join(f"avg(m.{quoted(name)}::DOUBLE) AS {quoted(mark + name)}" for name in names)
-            listed = ", ".join(quoted(mark + name) for name in names)
+            means = ", ".join(f"avg(m.{quoted(name)}::DOUBLE) AS {quoted(shown)}" for name, shown in names.items())
+            listed = ", ".join(map(quoted, names.values()))
             parts.append(
                 f"FROM (SELECT {who}, {means} FROM conversations c JOIN {table} m USING (conversation_id) "
                 "GROUP BY ALL) "

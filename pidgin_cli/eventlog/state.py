@@ -29,6 +29,7 @@ class RunState(Struct, frozen=True):
     arm: str = ""
     repetition: int = 0
     turns: int = 0
+    """Complete turns of its own; a branch does not count those that it shares, as with messages."""
     messages: int = 0
     tokens: int | None = 0
     """Prompt and completion tokens; None as soon as one reply did not report them."""
@@ -57,7 +58,7 @@ def advance(state: RunState, event: Event) -> RunState:
         case TurnCompleteEvent():
             return replace(
                 state,
-                turns=event.turn_number,
+                turns=state.turns + 1,
                 convergence=event.convergence,
                 last_seq=event.seq,
                 updated_at=event.timestamp,

@@ -281,6 +281,7 @@ class Runner:
         """
         spec = load(self.folder.spec)
         conversations = expand(spec, self.folder.experiment_id)
+        self._shared_turns = {name: each.origin.turn for name, each in conversations.items() if each.origin is not None}
         self._loop = asyncio.get_running_loop()
         pid_file = PidFile(self.root.pid_file(self.folder.experiment_id))
         pid_file.refuse_others()
@@ -466,7 +467,7 @@ class Runner:
         entry = self._writer.manifest.conversations.get(conversation_id)
         if entry is None:
             return sys.maxsize  # another experiment's: to be checked when it is read
-        return -1 if entry.status is Status.CREATED else entry.turns
+        return -1 if entry.status is Status.CREATED else entry.turns + self._shared_turns.get(conversation_id, 0)
 
     def _at_once(self, spec: ExperimentSpec, conversations: Iterable[ConversationSpec]) -> int:
         wanted = self._max_parallel or spec.max_parallel

@@ -114,7 +114,7 @@ class ConversationSight(Struct):
     arm: str
     repetition: int
     turns: int
-    """Whole ones."""
+    """Whole ones, of its own."""
     max_turns: int | None
     messages: int
     speaker: str | None
@@ -238,7 +238,8 @@ class _Log:
                 self.agents = len(event.agents)
                 self.names = {agent.id: agent.name for agent in event.agents}
                 planned = event.spec.get("max_turns")
-                self.max_turns = planned if isinstance(planned, int) else None
+                shared = (event.branch_of or {}).get("turn", 0)
+                self.max_turns = max(0, planned - shared) if isinstance(planned, int) else None
             case AgentNamedEvent():
                 self.names[event.agent_id] = event.name
             case RateLimitEvent():

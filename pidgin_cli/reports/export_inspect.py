@@ -24,10 +24,9 @@ __all__ = ["SCORES", "write_logs"]
 VERSION = 2
 """Of Inspect's log format."""
 
-SCORES = (
-    *("turns", "messages", "convergence"),
-    *("cosine_tf", "copied_span_share", "lsm", "mattr_50", "rep_4", "novelty_4gram", "history_gain", "sentiment"),
-)
+_TOTALS = ("turns", "messages", "convergence")
+_MEANS = ("cosine_tf", "copied_span_share", "lsm", "mattr_50", "rep_4", "novelty_4gram", "history_gain", "sentiment")
+SCORES = (*_TOTALS, *_MEANS)
 """Scores of a sample, as far as there are such values: its totals, its last convergence, means over its messages."""
 
 _STOP_REASONS = {
@@ -88,7 +87,7 @@ class _Arm:
         )
         self._nested = {column.name for column in extract.tables["conversations"].columns if column.type == "JSON"}
         there = {column.name: column.type for column in extract.tables["message_metrics"].columns}
-        self._metrics = [name for name in SCORES if there.get(name) in ("DOUBLE", "BIGINT", "BOOLEAN")]
+        self._metrics = [name for name in _MEANS if there.get(name) in ("DOUBLE", "BIGINT", "BOOLEAN")]
 
     def write(self, log: zipfile.ZipFile) -> int:
         summaries = []
