@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from strategies import TEXT
 from support import check_record, messages
 
+from pidgin_cli.core.errors import SpecError
 from pidgin_cli.core.events import ConversationEndEvent, ConversationStartEvent
 from pidgin_cli.core.types import EndReason, Status
 from pidgin_cli.database.foreign import adopt
@@ -120,6 +121,36 @@ def test_a_transcript(tmp_path: Path, style: str) -> None:
             ("unknown:opus", "Claude 1", None),
             ("unknown:o1-preview", "GPT4o 2", None),
         ]
+
+
+@pytest.mark.parametrize(
+    ("second", "inside", "speakers"),
+    [
+        ("Claude", ["Part 2:"] * 3, ["Claude 1", "Claude 2"]),
+        ("Claude", ["Option 2:"], ["Claude 1", "Claude 2"]),
+        ("GPT4o", ["Claude 2:"], ["Claude 1", "GPT4o 2"]),
+        ("GPT4o", ["Part 2:"], ["Claude 1", "GPT4o 2"]),
+        ("GPT4o", ["Part 2:"] * 3, None),
+    ],
+)
+def test_a_heading_in_a_message_is_no_speaker(
+    tmp_path: Path, second: str, inside: list[str], speakers: list[str] | None
+) -> None:
+    """Turns go to those who speak; where nobody can tell who that is, the file is named and not taken."""
+    path = tmp_path / "talk.txt"
+    first = "Some parts.\n\n" + "\n\n".join(f"{mark}\nof it" for mark in inside)
+    said = [first, "I see.", "Go on.", "No.", "Yes.", "Well."]
+    blocks = [f"{('Claude 1', f'{second} 2')[place % 2]}:\n{text}\n" for place, text in enumerate(said)]
+    path.write_text("\n".join(blocks))
+    root = OutputRoot(tmp_path / "out")
+    if speakers is None:
+        with pytest.raises(SpecError, match="who is 2 in it cannot be told: `Part 2` 3 times, `GPT4o 2` 3"):
+            adopt(root, path)
+        return
+    events, row, store = taken(root, path)
+    with store:
+        assert [event.message.content for event in messages(events)] == said
+        assert [agent["name"] for agent in store.conversations.agents(row["experiment_id"])] == speakers
 
 
 @given(said=st.lists(TEXT.map(lambda text: text.replace("\r", "")), min_size=1, max_size=5))

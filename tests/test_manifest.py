@@ -906,7 +906,8 @@ def test_a_dead_run_is_counted_by_its_logs(tmp_path: Path) -> None:
         syncer=syncer,
         durability="none",
     )
-    log.append(TurnCompleteEvent(turn_number=3))
+    for turn in (1, 2, 3):
+        log.append(TurnCompleteEvent(turn_number=turn))
     log.flush()
     os.utime(log.path, ns=(before + 1, before + 1))
     found = current_manifest(root, folder)

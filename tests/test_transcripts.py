@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+import regex
 from commands import Pidgin, error_of, pidgin
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +21,7 @@ from pidgin_cli.core.events import (
 from pidgin_cli.eventlog.folder import OutputRoot
 from pidgin_cli.eventlog.log import read_record
 from pidgin_cli.experiments.lineage import whole
-from pidgin_cli.reports.text import fenced, prose, table, visible
+from pidgin_cli.reports.text import fenced, number, prose, table, visible
 from pidgin_cli.reports.transcript import transcript
 
 __all__ = ["look", "pidgin"]
@@ -56,6 +58,66 @@ def test_a_cell_of_a_table_stays_a_cell(cells: list[str]) -> None:
     assert sum(token.type == "td_open" for token in tokens) == 2
     children = {child.type for token in tokens for child in token.children or ()}
     assert children <= {"text", "text_special"}
+
+
+_UNSEEN = regex.compile(r"\p{Default_Ignorable_Code_Point}")
+NEEDED = {
+    "an emoji sequence": "👩🏽\u200d🚀 ❤\ufe0f\u200d🔥 👨\u200d👩\u200d👧 1\ufe0f\u20e3",
+    "a flag": "🏴\U000e0067\U000e0062\U000e0073\U000e0063\U000e0074\U000e007f",
+    "Persian": "می\u200cخواهم ه\u200d",
+    "Hindi": "क्\u200dष क्\u200cष",
+    "Sinhala": "ශ්\u200dරී",
+    "Khmer, which breaks lines there": "ខ្ញុំ\u200bស្រលាញ់",
+    "a variant of an ideograph": "葛\U000e0100 葛",
+}
+HIDDEN = {
+    "pass\u200bword": "pass⟨U+200B⟩word",
+    "a\u200cb\u200dc": "a⟨U+200C⟩b⟨U+200D⟩c",
+    "a\u2060b\u00adc\ufeffd": "a⟨U+2060⟩b⟨U+00AD⟩c⟨U+FEFF⟩d",
+    "🌀\u200d": "🌀⟨U+200D⟩",
+    "م\u200c\u200d\u200c": "م\u200c⟨U+200D⟩⟨U+200C⟩",
+    "😀\U000e0068\U000e0069": "😀⟨U+E0068⟩⟨U+E0069⟩",
+    "😀\ufe0f\ufe01\U000e0110": "😀\ufe0f⟨U+FE01⟩⟨U+E0110⟩",
+    "\u3164\u034f\u2063": "⟨U+3164⟩⟨U+034F⟩⟨U+2063⟩",
+}
+
+
+@pytest.mark.parametrize("what", NEEDED)
+def test_what_writing_needs_stays_as_it_is(what: str) -> None:
+    """Joiners within emoji sequences and in scripts that are written with them are not torn out of their words."""
+    assert visible(NEEDED[what]) == NEEDED[what]
+
+
+@pytest.mark.parametrize("text", HIDDEN)
+def test_a_character_nobody_can_see_shows(text: str) -> None:
+    """An invisible character that its neighbours have no use for shows as its number."""
+    assert visible(text) == HIDDEN[text]
+
+
+_SEEN_AND_UNSEEN = [*"aم ក葛😀🏴\n", *"\u200b\u200c\u200d\u2060\u00ad\ufeff\ufe0f", "\U000e0100"]
+
+
+@given(st.text(st.sampled_from(_SEEN_AND_UNSEEN), max_size=12))
+def test_what_is_made_visible_can_be_read_back(text: str) -> None:
+    """From what is shown the text can be had again, it is shown once only, and nothing is hidden in plain letters."""
+    shown = visible(text)
+    assert regex.sub(r"⟨U\+([0-9A-F]+)⟩", lambda found: chr(int(found[1], 16)), shown) == text
+    assert visible(shown) == shown
+    assert visible("a" + text)[0] == "a"
+    assert not _UNSEEN.search(visible(regex.sub(r"[^a \n\u2000-\u20ff\u00ad]", "", text)))
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (25000.0, "25,000"), (200000, "200,000"), (1234567.8, "1,234,568"), (0.123456, "0.1235"), (12.5, "12.5"),
+        (1.0, "1"), (0.0, "0"), (0.0000123456, "0.00001235"), (-1234.5, "-1,234"), (999.96, "1,000"), (1e-30, "1e-30"),
+        (float("nan"), "nan"),
+    ],
+)  # fmt: skip
+def test_numbers_of_a_table_have_one_form(value: float, told: str) -> None:
+    """Four digits that count, thousands set off, and no power of ten for any size that occurs."""
+    assert number(value) == told
 
 
 def test_transcripts_tell_what_was_put_in_thought_and_edited(tmp_path: Path) -> None:

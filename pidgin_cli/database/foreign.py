@@ -433,7 +433,11 @@ def _transcript(path: Path, data: bytes) -> _Told:
 
 
 def _marks(lines: Sequence[str]) -> list[tuple[int, int, str]]:
-    """Line, speaker's number and label of each mark. `Step 2:` within a message is none: a number has one label."""
+    """Line, speaker's number and label of each mark. `Step 2:` within a message is none: a number has one label.
+
+    Raises:
+        LogError: who speaks under a number cannot be told.
+    """
     for pattern in _MARKERS:
         first = next((match for line in lines if line.strip() and (match := pattern.match(line))), None)
         found = [
@@ -443,13 +447,24 @@ def _marks(lines: Sequence[str]) -> list[tuple[int, int, str]]:
         ]
         if first is None or not found:
             continue
-        counts = Counter((number, label) for _, number, label in found)
-        labels: dict[int, str] = {}
-        for (number, label), _ in counts.most_common():
-            labels.setdefault(number, label)
-        labels[found[0][1]] = found[0][2]
+        labels = {found[0][1]: found[0][2]}
+        for number in {number for _, number, _ in found} - labels.keys():
+            labels[number] = _label(number, Counter(label for _, own, label in found if own == number), found[0][2])
         return [mark for mark in found if labels[mark[1]] == mark[2]]
     return []
+
+
+def _label(number: int, times: Counter[str], first: str) -> str:
+    """The label of a number: that of the first speaker, as in `Claude 1` and `Claude 2`, or by far the commonest."""
+    (label, most), *others = times.most_common()
+    if times[first] * 2 >= most:
+        return first
+    if others and others[0][1] * 2 > most:
+        rival, often = others[0]
+        raise LogError(
+            f"who is {number} in it cannot be told: `{label} {number}` {most} times, `{rival} {number}` {often}"
+        )
+    return label
 
 
 # Writing

@@ -1,22 +1,27 @@
 """From the logs of an experiment to rows, in one transaction.
 
 The lines are cut and parsed inside DuckDB. Python reads the files, which gives their digests and lets any file name and
-any damage pass, and never looks at a single event.
+any damage pass, and never looks at what an event says.
 """
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import duckdb
 
-from pidgin_cli.core.events import EVENT_TYPES, TurnCompleteEvent
+from pidgin_cli.core.errors import LogError
+from pidgin_cli.core.events import EVENT_TYPES, ConversationStartEvent, TurnCompleteEvent
 from pidgin_cli.eventlog.folder import ExperimentFolder
+from pidgin_cli.eventlog.log import gaps_in
 from pidgin_cli.eventlog.manifest import read_manifest
 from pidgin_cli.metrics.tokens import TOKENIZER_VERSION
 
@@ -39,18 +44,21 @@ _EXPERIMENT = ""
 
 
 class Damage(NamedTuple):
-    """A line that could not be read, or a log that could not."""
+    """A line that could not be read, lines that are missing, or a log that could not be taken."""
 
     log: str
     line: int
-    """Counted from 1; 0: the whole file."""
+    """Counted from 1; of missing lines, the one that follows them; 0: the whole file."""
     why: str
+    """As in the table `damaged_lines`; `unreadable`: the whole file."""
     beginning: str
-    """Of the line; of a whole file, what is wrong with it."""
+    """Of the line; of missing ones, how many; of a whole file, what is wrong with it."""
 
     def __str__(self) -> str:
         if not self.line:
             return f"{self.log}: {self.beginning}"
+        if self.why == "missing":
+            return f"{self.log}: {self.beginning} before line {self.line}"
         return f"{self.log}, line {self.line}: {self.why}: {self.beginning!r}"
 
 
@@ -172,9 +180,10 @@ class _Import:
         self._make_temporary_tables()
         unchanged = 0
         known = self._known()
+        there = known.keys() - {_EXPERIMENT}
         own_log_is_new = True
         batch: list[_Log] = []
-        for log in self._logs():
+        for log in self._logs(there):
             if known.get(log.conversation_id) == (log.sha256, True) and not self.again:
                 unchanged += log.conversation_id != _EXPERIMENT
                 own_log_is_new = own_log_is_new and log.conversation_id != _EXPERIMENT
@@ -184,10 +193,15 @@ class _Import:
                 self._take(batch)
                 batch = []
         self._take(batch)
+        if own_log_is_new or self._one("SELECT count(*) FROM taken"):
+            self._parse()
+            if refused := self._without_a_beginning():
+                self._pass_over(refused, there)
+                self._parse()
         if not own_log_is_new and not self._one("SELECT count(*) FROM taken"):
             name = self._one("SELECT name FROM experiments WHERE experiment_id = ?", self.id)
             return Imported(self.id, name, unchanged=unchanged, changed=False, damage=tuple(self.unreadable))
-        self._parse()
+        self._find_gaps()
         self._delete()
         for table, select in _SELECTS.items():
             self.con.execute(f"INSERT INTO {table} BY NAME {select}", self._named(select))
@@ -222,21 +236,22 @@ class _Import:
         ).fetchall()
         return {conversation_id: (sha256, right) for conversation_id, sha256, right in rows}
 
-    def _logs(self) -> Iterator[_Log]:
+    def _logs(self, there: Collection[str]) -> Iterator[_Log]:
+        """`there`: conversations of which the database has something."""
         paths = dict(self.folder.logs())
         if self.folder.events.exists():
             paths[_EXPERIMENT] = self.folder.events
         for conversation_id, path in paths.items():
             if self.only not in (None, conversation_id):
                 continue
-            kept = "; what was imported of it before is still there" if conversation_id else ""
             if (why := self.passed_over.get(conversation_id)) is not None:
-                self.unreadable.append(Damage(path.name, 0, "unreadable", f"{why}{kept}"))
+                self.unreadable.append(_not_taken(path.name, why, kept=conversation_id in there))
                 continue
             try:
                 data = path.read_bytes()
             except OSError as error:
-                self.unreadable.append(Damage(path.name, 0, "unreadable", f"{error.strerror}{kept}"))
+                why = error.strerror or str(error)
+                self.unreadable.append(_not_taken(path.name, why, kept=conversation_id in there))
                 continue
             yield _Log(conversation_id, path, data, hashlib.sha256(data).hexdigest())
 
@@ -248,7 +263,7 @@ class _Import:
         for name, columns in (
             ("taken", "id VARCHAR, log VARCHAR, sha256 VARCHAR, bytes BIGINT"),
             ("lines", f"id VARCHAR, n BIGINT, torn BOOLEAN, line VARCHAR, {envelope}"),
-            ("damage", "id VARCHAR, n BIGINT, why VARCHAR"),
+            ("gaps", "id VARCHAR, n BIGINT, events BIGINT"),
         ):
             self.con.execute(f"CREATE OR REPLACE TEMP TABLE {name} ({columns})")
 
@@ -280,7 +295,8 @@ class _Import:
         )
 
     def _parse(self) -> None:
-        """A temporary table for every type of event, with a column for each of its fields."""
+        """A temporary table for every type of event, with a column for each of its fields; `parsed` and `damage`."""
+        self.con.execute("CREATE OR REPLACE TEMP TABLE damage (id VARCHAR, n BIGINT, why VARCHAR)")
         kinds = []
         for kind in EVENT_TYPES:
             special = {"metrics": self._metrics_type()} if kind is TurnCompleteEvent else {}
@@ -301,6 +317,8 @@ class _Import:
                 """
             )
             kinds.append(kind.__name__)
+        parsed = " UNION ALL ".join(f"SELECT _id AS id, _n AS n, _seq AS seq FROM {name}" for name in kinds)
+        self.con.execute(f"CREATE OR REPLACE TEMP TABLE parsed AS {parsed}")
         for table, key in (("MessageCompleteEvent", "message_index"), ("TurnCompleteEvent", "turn_number")):
             self.con.execute(
                 f"""
@@ -310,16 +328,68 @@ class _Import:
                 """
             )
             self.con.execute(f"DELETE FROM {table} WHERE (_id, _n) IN (SELECT (id, n) FROM damage)")
-        read = " UNION ALL ".join(f"SELECT _id AS id, _n AS n FROM {name}" for name in kinds)
         self.con.execute(
             f"""
             INSERT INTO damage
             SELECT id, n, CASE WHEN torn THEN 'torn' ELSE 'broken' END
-            FROM lines ANTI JOIN ({read} UNION ALL SELECT id, n FROM damage) USING (id, n)
+            FROM lines ANTI JOIN parsed USING (id, n)
             WHERE event_type IS NULL OR NOT regexp_full_match(event_type, '[A-Za-z]\\w*')
                 OR event_type IN ({", ".join(f"'{name}'" for name in kinds)})
             """
         )
+
+    def _without_a_beginning(self) -> dict[str, str]:
+        """Logs of conversations that cannot be taken as they are, and why; what has not begun yet is none of them."""
+        rows = self.con.execute(
+            f"""
+            SELECT t.id, l.id IS NULL FROM taken t
+            LEFT JOIN (SELECT id, min(n) AS n FROM parsed GROUP BY id) p USING (id)
+            LEFT JOIN {ConversationStartEvent.__name__} s ON s._id = t.id AND s._n = p.n
+            LEFT JOIN (SELECT DISTINCT id FROM lines ANTI JOIN (FROM damage WHERE why = 'torn') USING (id, n)) l
+                ON l.id = t.id
+            WHERE t.id <> '' AND s._id IS NULL
+            """
+        ).fetchall()
+        found = {name: "it does not begin with the start of the conversation" for name, empty in rows if not empty}
+        if empty := {name for name, empty in rows if empty}:
+            found |= dict.fromkeys(empty & self._begun(), "it holds no events any more")
+        return found
+
+    def _begun(self) -> set[str]:
+        """Conversations that had events by the database or, while nobody writes it, by the manifest."""
+        rows = self.con.execute("SELECT DISTINCT conversation_id FROM events WHERE experiment_id = ?", [self.id])
+        begun = {name for (name,) in rows.fetchall()}
+        if not self.live:  # a runner may have written the first events since the log was read
+            with contextlib.suppress(LogError):
+                entries = read_manifest(self.folder).conversations
+                begun |= {name for name, entry in entries.items() if entry.last_seq >= 0}
+        return begun
+
+    def _pass_over(self, refused: Mapping[str, str], there: Collection[str]) -> None:
+        for conversation_id, why in refused.items():
+            log = self.folder.log(conversation_id).name
+            self.unreadable.append(_not_taken(log, why, kept=conversation_id in there))
+        for table in ("taken", "lines"):
+            self.con.execute(f"DELETE FROM {table} WHERE id IN (SELECT unnest($1::VARCHAR[]))", [list(refused)])
+
+    def _find_gaps(self) -> None:
+        # Only of logs in which some number is not there: those of all others would take their time.
+        rows = self.con.execute(
+            """
+            SELECT id, n, p.seq FROM lines LEFT JOIN parsed p USING (id, n)
+            ANTI JOIN (FROM damage WHERE why = 'torn') USING (id, n)
+            SEMI JOIN (SELECT id FROM parsed GROUP BY id
+                       HAVING count(DISTINCT seq) FILTER (seq >= 0) <= max(seq)) USING (id)
+            ORDER BY id, n
+            """
+        ).fetchall()
+        found = [
+            (conversation_id, gap.line, gap.events)
+            for conversation_id, lines in groupby(rows, itemgetter(0))
+            for gap in gaps_in((n, seq) for _, n, seq in lines)
+        ]
+        if found:
+            self.con.executemany("INSERT INTO gaps VALUES (?, ?, ?)", found)
 
     def _columns_type(self, level: str) -> str:
         """One field for each metric; a STRUCT has to have one."""
@@ -470,8 +540,8 @@ class _Import:
         ).fetchone()
         assert counts is not None
         rows = self.con.execute(
-            "SELECT t.log, d.n, d.why, left(l.line, 80) FROM damage d JOIN taken t USING (id) "
-            "JOIN lines l USING (id, n) ORDER BY length(t.log), t.log, d.n"
+            f"SELECT t.log, d.n, d.why, d.beginning FROM ({_DAMAGE}) d JOIN taken t USING (id) "
+            "ORDER BY length(t.log), t.log, d.n, d.why"
         ).fetchall()
         return Imported(
             experiment_id=self.id,
@@ -482,6 +552,10 @@ class _Import:
             unknown=counts[2],
             damage=(*self.unreadable, *(Damage(*row) for row in rows)),
         )
+
+
+def _not_taken(log: str, why: str, *, kept: bool) -> Damage:
+    return Damage(log, 0, "unreadable", f"{why}{'; what was imported of it before is still there' if kept else ''}")
 
 
 def _text(data: bytes) -> str:
@@ -501,6 +575,13 @@ def _text(data: bytes) -> str:
 _WHOSE = "_id AS conversation_id, $experiment AS experiment_id"
 _UNDATED = "(SELECT _id FROM ConversationStartEvent WHERE spec->>'$.source.format' = 'transcript')"
 """Conversations that were taken in from plain text, whose events have the time of that and no other."""
+
+_DAMAGE = """
+    SELECT id, n, why, left(line, 80) AS beginning, 1 AS lines FROM damage JOIN lines USING (id, n)
+    UNION ALL
+    SELECT id, n, 'missing', events || CASE WHEN events = 1 THEN ' event is missing' ELSE ' events are missing' END, events
+    FROM gaps
+"""
 
 _SELECTS = {
     "conversations": """
@@ -528,7 +609,7 @@ _SELECTS = {
             FROM TokenUsageEvent GROUP BY _id
         ),
         counted AS (SELECT id AS _id, max(n) AS lines, min(timestamp) AS began FROM lines GROUP BY id),
-        broken AS (SELECT id AS _id, count(*) AS damaged FROM damage GROUP BY id)
+        broken AS (SELECT id AS _id, sum(lines)::BIGINT AS damaged FROM ($$DAMAGE$$) GROUP BY id)
         SELECT t.id AS conversation_id, $experiment AS experiment_id, s.arm,
             coalesce(s.told.variables, CASE WHEN s.arm IS NOT NULL THEN '{}'::JSON END) AS variables,
             nullif(s.told.seating, '') AS seating, s.told.first AS first_speaker, s.told."order" AS speaking_order,
@@ -568,7 +649,7 @@ _SELECTS = {
         LEFT JOIN counted ON counted._id = t.id
         LEFT JOIN broken ON broken._id = t.id
         WHERE t.id <> ''
-        """.replace("$$UNDATED$$", _UNDATED),
+        """.replace("$$UNDATED$$", _UNDATED).replace("$$DAMAGE$$", _DAMAGE),
     "agents": f"""
         WITH seats AS (
             SELECT _id, spec->>'first' AS first, unnest(agents) AS agent, generate_subscripts(agents, 1) - 1 AS seat
@@ -675,10 +756,9 @@ _SELECTS = {
                  THEN line END AS data
         FROM lines WHERE event_type IS NOT NULL AND (id, n) NOT IN (SELECT (id, n) FROM damage)
         """,
-    "damaged_lines": """
-        SELECT nullif(d.id, '') AS conversation_id, $experiment AS experiment_id, d.n AS line, d.why,
-            left(l.line, 80) AS beginning
-        FROM damage d JOIN lines l USING (id, n)
+    "damaged_lines": f"""
+        SELECT nullif(id, '') AS conversation_id, $experiment AS experiment_id, n AS line, why, beginning
+        FROM ({_DAMAGE})
         """,
 }
 """What goes into each table, from the temporary tables of one import."""

@@ -108,7 +108,7 @@ def m001_first_tables(con: duckdb.DuckDBPyConnection) -> None:
         """
         conversation_id VARCHAR -- `<experiment_id>-<number>`.
         experiment_id VARCHAR -- The experiment.
-        arm VARCHAR -- Label of its arm; NULL where the first line of the log is damaged.
+        arm VARCHAR -- Label of its arm; NULL where the conversation has not begun.
         variables JSON -- The swept values by name; see the view `conversation_variables`.
         seating VARCHAR -- Who sits where, as models by seat, where a spec puts pairs of models together.
         first_speaker VARCHAR -- Id of the agent that opens.
@@ -152,7 +152,7 @@ def m001_first_tables(con: duckdb.DuckDBPyConnection) -> None:
         log_sha256 VARCHAR -- Of the log as it was imported.
         log_bytes BIGINT -- Its length.
         log_lines BIGINT -- Its lines, damaged ones included.
-        damaged_lines BIGINT -- Lines that could not be read; see `damaged_lines`.
+        damaged_lines BIGINT -- Lines that could not be read, or are missing; see `damaged_lines`.
         imported_with VARCHAR -- Digest of schema and metric columns; with another one the log is read again.
         """,
     )
@@ -366,13 +366,13 @@ def m001_first_tables(con: duckdb.DuckDBPyConnection) -> None:
     _table(
         con,
         "damaged_lines",
-        "One row per line that could not be read.",
+        "One row per line that could not be read, and per gap where lines are missing.",
         """
         experiment_id VARCHAR -- The experiment.
         conversation_id VARCHAR -- NULL: the log of the experiment itself.
-        line BIGINT -- Counted from 1.
-        why VARCHAR -- `torn`: the last line, cut short. `broken`: no event. `repeated`: said by an earlier line.
-        beginning VARCHAR -- Its first 80 characters.
+        line BIGINT -- Counted from 1; of a gap, the line that follows it.
+        why VARCHAR -- `torn`: last line, cut short. `broken`: no event. `repeated`: said before. `missing`: a gap.
+        beginning VARCHAR -- Its first 80 characters; of a gap, how many events are missing.
         """,
     )
     _table(
@@ -669,7 +669,8 @@ def _pointer(key: str) -> str:
 
 _EVENTS = {
     "attractors": (
-        "What the attractor detectors found, one row per finding. `onset`: the first message that belongs to it.",
+        "What the attractor detectors found while a conversation ran, one row per finding. `onset`: the first message "
+        "that belongs to it. Of records without live metrics, `state` and `state_onset` in `message_metrics` tell it.",
         "AttractorEvent",
         {
             "turn_number": "BIGINT",

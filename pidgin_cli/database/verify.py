@@ -167,12 +167,8 @@ def _sha256(path: Path) -> str:
 
 def _record_faults(record: Record) -> list[str]:
     found = [f"line {skipped.line} of its log is broken" for skipped in record.skipped if skipped.why == "broken"]
-    if not found:  # a broken line leaves a gap that is told already
-        known = iter(sorted(event.seq for event in record.events))
-        unknown = sum(skipped.why == "unknown" for skipped in record.skipped)
-        gaps = (max((event.seq for event in record.events), default=-1) + 1) - len(set(known))
-        if gaps > unknown:
-            found.append(f"{gaps - unknown} events are missing from its log")
+    if missing := sum(gap.events for gap in record.gaps):
+        found.append(f"{missing} {'event is' if missing == 1 else 'events are'} missing from its log")
     seen = Counter(event.message_index for event in record.events if isinstance(event, MessageCompleteEvent))
     found += [f"message {index} stands in its log {times} times" for index, times in seen.items() if times > 1]
     return found

@@ -4,7 +4,7 @@ import asyncio
 import ctypes
 import fcntl
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import cache
@@ -20,7 +20,7 @@ from pidgin_cli.core.events import Event
 
 from .codec import Skipped, decode, encode_into
 
-__all__ = ["Durability", "EventLog", "Record", "Syncer", "read_record", "tail"]
+__all__ = ["Durability", "EventLog", "Gap", "Record", "Syncer", "gaps_in", "read_record", "tail"]
 
 Durability = Literal["message", "strict", "none"]
 """`message`: written before the next request, fsynced within 0.2 s. `strict`: fsynced before it. `none`: no fsync."""
@@ -296,6 +296,39 @@ class EventLog:
             self._fd = None
 
 
+class Gap(NamedTuple):
+    """Events whose lines are missing from a log."""
+
+    line: int
+    """The line that follows them, counted from 1."""
+    events: int
+    """How many are missing."""
+
+
+def gaps_in(lines: Iterable[tuple[int, int | None]]) -> list[Gap]:
+    """Where events are missing from a log.
+
+    Args:
+        lines: every whole line in order: its number, and the `seq` of its event; None where it holds no event that can
+            be read. Such a line had a number too, so that it fills one.
+    """
+    places: dict[int, tuple[int, int]] = {}
+    unread = 0
+    for line, seq in lines:
+        if seq is None or seq < 0:
+            unread += 1
+        else:
+            places.setdefault(seq, (line, unread))
+    found = []
+    last, filled = -1, 0
+    for seq, (line, unread_by_then) in sorted(places.items()):
+        missing = seq - last - 1 - max(unread_by_then - filled, 0)
+        if missing > 0:
+            found.append(Gap(line, missing))
+        last, filled = seq, unread_by_then
+    return sorted(found)
+
+
 class Record(NamedTuple):
     """What a log file holds."""
 
@@ -308,6 +341,8 @@ class Record(NamedTuple):
     """The last line is whole, but its newline is missing."""
     next_seq: int = 0
     """The number of the next event; lines that cannot be read had one too."""
+    gaps: Sequence[Gap] = ()
+    """Where lines are missing."""
 
 
 def read_record(path: Path) -> Record:
@@ -322,23 +357,28 @@ def read_record(path: Path) -> Record:
         raise LogError(f"{path} cannot be read: {error.strerror}") from error
     events: list[Event] = []
     skipped: list[Skipped] = []
+    numbers: list[tuple[int, int | None]] = []
+    counted = True
     whole = len(data)
     last_open = False
     next_seq = 0
     for number, line, complete in _lines(data):
         item = decode(line, number)
         if not isinstance(item, Skipped):
+            counted = counted and item.seq == len(events)
             events.append(item)
+            numbers.append((number, item.seq))
             next_seq = item.seq + 1
         elif complete or item.why == "unknown":
             skipped.append(item)
+            numbers.append((number, None))
             next_seq += 1
         else:
             skipped.append(item._replace(why="torn"))
             whole -= len(line)
             continue
         last_open = not complete
-    return Record(events, skipped, whole, len(data), last_open, next_seq)
+    return Record(events, skipped, whole, len(data), last_open, next_seq, [] if counted else gaps_in(numbers))
 
 
 def _lines(data: bytes) -> Iterator[tuple[int, bytes, bool]]:

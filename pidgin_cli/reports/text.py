@@ -4,20 +4,42 @@ What a renderer acts on is escaped, what nobody can see is made visible, and not
 record can be read back from what stands here.
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-__all__ = ["Markdown", "count", "fenced", "inline", "prose", "quoted", "table", "visible"]
+import regex
+
+__all__ = ["Markdown", "count", "fenced", "inline", "number", "prose", "quoted", "table", "visible"]
 
 _PICTURES = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: "\u2421"}
-_NAMED = (*range(0x80, 0xA0), 0x061C, 0x200E, 0x200F, 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-_VISIBLE = (
-    _PICTURES | {code: f"⟨U+{code:04X}⟩" for code in (*_NAMED, 0xFEFF)} | dict.fromkeys(range(0xD800, 0xE000), "\ufffd")
+_NAMED = (*range(0x80, 0xA0), 0x2028, 0x2029, *range(0xFFF9, 0xFFFC))
+_VISIBLE = _PICTURES | {code: f"⟨U+{code:04X}⟩" for code in _NAMED} | dict.fromkeys(range(0xD800, 0xE000), "\ufffd")
+
+# What Unicode lets a font show nothing for. What is written with such characters keeps them, one after each letter:
+# a run of them says something that no reader would see.
+_JOINING = ("Arabic", "Syriac", "Nko", "Mandaic", "Mongolian", "Devanagari", "Bengali", "Gurmukhi", "Gujarati", "Oriya")
+_JOINING += ("Tamil", "Telugu", "Kannada", "Malayalam", "Sinhala", "Myanmar", "Khmer", "Tibetan")
+_JOINED = "".join(rf"\p{{Script={script}}}" for script in _JOINING)
+_UNSPACED = r"\p{Script=Khmer}\p{Script=Lao}\p{Script=Myanmar}\p{Script=Thai}\p{Script=Tibetan}"
+_UNSEEN = regex.compile(
+    r"(?=\p{Default_Ignorable_Code_Point})(?:(?P<needed>"
+    r"(?<=\p{Extended_Pictographic}[\U0001F3FB-\U0001F3FF]?\uFE0F?)\u200D(?=\p{Extended_Pictographic})"
+    r"|(?<=\U0001F3F4)\U000E0067\U000E0062(?:\U000E0065\U000E006E\U000E0067|\U000E0073\U000E0063\U000E0074|"
+    r"\U000E0077\U000E006C\U000E0073)\U000E007F"
+    rf"|(?<=[{_JOINED}])(?<!\p{{Default_Ignorable_Code_Point}})[\u200C\u200D]"
+    rf"|(?<=[{_UNSPACED}])\u200B(?=[{_UNSPACED}])"
+    r"|(?<=\p{Script=Mongolian})(?<!\p{Default_Ignorable_Code_Point})[\u180B-\u180F]"
+    r"|(?<=[\p{L}\p{N}\p{P}\p{S}])[\uFE00-\uFE0F]"
+    r"|(?<=\p{Script=Han})[\U000E0100-\U000E01EF]"
+    r")|.)",
+    regex.DOTALL,
 )
 
 _SPECIAL = re.compile(r"[\\`*_\[\]#|~$^]")
 _BEGINNING = re.compile(r"(?P<mark>[-+=]|(?P<number>\d{1,9})(?P<after>[.)]))")
 _LINK = re.compile(r"(?P<scheme>https?|ftp):(?=//)|(?P<www>www)\.", re.IGNORECASE)
+_MOST_PLACES = 12
 _BLANKS = {" ": "&nbsp;", "\t": "&emsp;"}
 _FENCE = re.compile(r" {0,3}(?P<fence>`{3,}|~{3,})(?P<rest>.*)")
 
@@ -36,10 +58,27 @@ def count(number: int, what: str) -> str:
 def visible(text: str) -> str:
     """`text` with nothing in it that cannot be seen.
 
-    Control characters other than line ends and tabs show as their pictures (U+2400 block); those without one, and the
-    marks that turn the direction of writing, show as ⟨U+…⟩.
+    Control characters other than line ends and tabs show as their pictures (U+2400 block); those without one, the
+    marks that turn the direction of writing, and characters without width show as ⟨U+…⟩. Of the last, those stay that
+    writing needs: in emoji sequences and flags, joiners in scripts whose letters join, spaces without width where words
+    are not set apart, and variation selectors after what they vary.
     """
+    if not text.isascii():
+        text = _UNSEEN.sub(lambda found: found["needed"] or f"⟨U+{ord(found[0]):04X}⟩", text)
     return text.translate(_VISIBLE)
+
+
+def number(value: float, digits: int = 4) -> str:
+    """A number as people read it: thousands set off, of a fraction so many digits that count."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    if not math.isfinite(value) or value == 0:
+        return f"{value:g}"
+    places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    if places > _MOST_PLACES:
+        return f"{value:.{digits}g}"
+    text = f"{value:,.{places}f}"
+    return text.rstrip("0").rstrip(".") if places else text
 
 
 def _escaped(line: str) -> str:
