@@ -372,7 +372,7 @@ def test_the_log_of_a_real_run(tmp_path: Path) -> None:
     assert process("chat", "-a", "local:test", "-b", "local:test", "-t", "1", cwd=tmp_path).status == 0
     experiment_id = read(_log(tmp_path)).id
     shown = process("logs", experiment_id, cwd=tmp_path)
-    assert re.search(r"INFO pidgin_cli\.cli\.\w+: process \d+ runs ", shown.out)
+    assert re.search(r"INFO pidgin_cli\.experiments\.runner: process \d+ runs ", shown.out)
     assert shown.out == (tmp_path / f"pidgin_output/experiments/logs/experiment_{experiment_id}.log").read_text()
 
 

@@ -90,6 +90,26 @@ def test_every_override_has_its_effect(pidgin: Pidgin) -> None:
     assert again.start["seed"] == found.start["seed"]
 
 
+def test_a_written_branch_begins_as_the_recorded_conversation_did(pidgin: Pidgin) -> None:
+    """The opening in the record is the one that was sent, not a default; one of its own, or names, are refused."""
+    parent = held(pidgin)
+    opening = read(the_log(parent)).start["opening"]
+    spec = (
+        f"branch: {{of: {parent}, turn: 2}}\nmax_turns: 4\nname: written\n"
+        "agents: [{id: a, model: local:test}, {id: b, model: local:test}]\n"
+    )
+    Path("branch.yaml").write_text(spec)
+    assert pidgin("run", "branch.yaml").status == 0
+    (found,) = [record for log in logs_in(ROOT) if (record := read(log)).start["conversation_id"] != parent]
+    assert found.start["spec"]["opening"] == found.start["opening"] == opening
+    compared = pidgin("diff", parent, found.start["conversation_id"]).out
+    assert "Hello! You are free" not in compared
+    Path("branch.yaml").write_text(spec + "prompt: Another.\nsweep: {choose_names: [true, false]}\n")
+    told = pidgin("spec", "check", "branch.yaml").err
+    assert f"prompt: a branch begins with the opening of {parent}; leave this out" in told
+    assert f"sweep.choose_names: a branch takes over the names of {parent}" in told
+
+
 def test_repetitions_are_draws_of_their_own(pidgin: Pidgin) -> None:
     """`-r` makes as many branches as it says, from one fork, each with another seed."""
     parent = held(pidgin)

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pytest
 from commands import Pidgin, error_of, pidgin
@@ -208,6 +209,23 @@ def test_arms_of_one_experiment(pidgin: Pidgin) -> None:
     assert "go by p" in printed
     narrowed = json.loads(pidgin("compare", "study:a.temperature=1,repetition=2", parts[0], "--json").out)
     assert narrowed[0]["n_a"] == 1
+
+
+def test_one_conversation_without_the_variable_hides_it_for_no_other(pidgin: Pidgin) -> None:
+    """Where one does not say what it was put under, the others are compared by it, and it is told how many are not."""
+    run_study(pidgin, "study", sweep={"a.temperature": [0.2, 1.0]})
+    assert pidgin("import", "study").status == 0
+    with duckdb.connect("pidgin_output/experiments/experiments.duckdb") as con:
+        con.execute("UPDATE conversations SET arm = NULL, variables = NULL WHERE ends_with(conversation_id, '-1')")
+    for key in ("a.temperature", "arm"):
+        done = pidgin("compare", "study", "--by", key, "--metric", "words", "--json")
+        (row,) = json.loads(done.out)
+        assert sorted((row["n_a"], row["n_b"])) == [3, 4]
+        assert f"study: 1 conversation without {key}, left out" in done.err
+    part = pidgin("compare", "study:a.temperature=0.2", "study:a.temperature=1", "--metric", "words", "--json")
+    (row,) = json.loads(part.out)
+    assert sorted((row["n_a"], row["n_b"])) == [3, 4]
+    assert "1 conversation without a.temperature, left out" in part.err
 
 
 def test_more_than_two_arms(pidgin: Pidgin) -> None:

@@ -734,17 +734,115 @@ def test_what_stands_twice_is_taken_once(tmp_path: Path) -> None:
         assert contents(store, "abcdefgh-1") == ["One.", "Two."]
 
 
-def test_a_log_whose_first_line_is_broken(tmp_path: Path) -> None:
-    """The words are taken; what the first line would have said is NULL."""
+def test_a_log_without_its_beginning_is_not_taken(tmp_path: Path) -> None:
+    """Emptied, or without the start of the conversation: named, its rows stay, none are made, all others are taken."""
     root = OutputRoot(tmp_path)
-    folder = make(root, "abcdefgh", [talk("One.", "Two.")])
-    log = folder.log("abcdefgh-1")
-    log.write_bytes(b"rubbish\n" + b"".join(log.read_bytes().splitlines(keepends=True)[1:]))
+    folder = make(root, "abcdefgh", [talk("One.", "Two.", arm="x") for _ in range(5)])
+    logs = [folder.log(f"abcdefgh-{number}") for number in range(1, 6)]
+    lines = logs[0].read_bytes().splitlines(keepends=True)
+    damaged = [
+        b"",
+        b"".join(lines[1:]),
+        b"rubbish\n" + b"".join(lines[1:]),
+        b'{"event_type":"MoonPhaseEvent","seq":0}\n',
+    ]
+    why = ["it holds no events any more", *["it does not begin with the start of the conversation"] * 3]
+    kept = "; what was imported of it before is still there"
     with EventStore(root) as store:
         store.import_experiment(folder)
-        (row,) = store.conversations.of("abcdefgh")
-        assert (row["arm"], row["seed"], row["status"], row["damaged_lines"]) == (None, None, "completed", 1)
-        assert contents(store, "abcdefgh-1") == ["One.", "Two."]
+        before = everything(store)
+        for log, content in zip(logs, damaged, strict=False):
+            log.write_bytes(content)
+        append(folder, 5, ConversationResumedEvent(by="person", turn_number=1, message_index=2))
+        for _ in range(2):
+            done = store.import_experiment(folder)
+            assert (done.conversations + done.unchanged, done.failed) == (1, None)
+            assert [str(damage) for damage in done.damage] == [
+                f"{log.name}: {reason}{kept}" for log, reason in zip(logs, why, strict=False)
+            ]
+            now = everything(store)
+            for table in ("conversations", "messages", "agents", "turns"):
+                assert [r for r in now[table] if "abcdefgh-5" not in r] == [
+                    r for r in before[table] if "abcdefgh-5" not in r
+                ]
+        store.path.unlink()
+        done = store.import_experiment(folder)
+        assert [str(damage) for damage in done.damage] == [
+            f"{log.name}: {reason}" for log, reason in zip(logs, why, strict=False)
+        ]
+        assert [row["conversation_id"] for row in store.conversations.of("abcdefgh")] == ["abcdefgh-5"]
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_a_log_that_has_only_just_begun(tmp_path: Path, live: bool) -> None:
+    """An empty file or half of the first line are no damage; while a runner lives, whatever the manifest says."""
+    root = OutputRoot(tmp_path)
+    folder = make(root, "abcdefgh", [[], []], last_seq=4 if live else -1)
+    folder.log("abcdefgh-1").touch()
+    folder.log("abcdefgh-2").write_bytes(b'{"event_type":"Conversat')
+    with EventStore(root) as store:
+        done = store.import_experiment(folder, live=live)
+        assert (done.conversations, [damage.why for damage in done.damage]) == (2, ["torn"])
+        assert {row["status"] for row in store.conversations.of("abcdefgh")} == {"created"}
+        append(folder, 1, start(), turn_start())
+        folder.log("abcdefgh-1").write_bytes(folder.log("abcdefgh-1").read_bytes()[:-9])
+        store.import_experiment(folder, live=live)
+        row, _ = store.conversations.of("abcdefgh")
+        assert (row["status"], row["damaged_lines"]) == ("running" if live else "interrupted", 1)
+
+
+def test_gaps_are_told_with_their_place(tmp_path: Path) -> None:
+    """Lines that are gone are named, and counted as damaged ones; the log's other lines are taken."""
+    root = OutputRoot(tmp_path)
+    folder = make(root, "abcdefgh", [talk("One.", "Two.", "Three.", "Four.") for _ in range(2)])
+    for number, (place, gone) in enumerate(((2, 1), (4, 3)), 1):
+        log = folder.log(f"abcdefgh-{number}")
+        lines = log.read_bytes().splitlines(keepends=True)
+        log.write_bytes(b"".join(lines[:place] + lines[place + gone :]))
+    with EventStore(root) as store:
+        done = store.import_experiment(folder)
+        assert [str(damage) for damage in done.damage] == [
+            "conv_abcdefgh-1_events.jsonl: 1 event is missing before line 3",
+            "conv_abcdefgh-2_events.jsonl: 3 events are missing before line 5",
+        ]
+        assert [row["damaged_lines"] for row in store.conversations.of("abcdefgh")] == [1, 3]
+        told = [(row["line"], row["why"], row["beginning"]) for row in store.events.damaged("abcdefgh")]
+        assert told == [(3, "missing", "1 event is missing"), (5, "missing", "3 events are missing")]
+        assert contents(store, "abcdefgh-1") == ["Two.", "Three.", "Four."]
+        assert contents(store, "abcdefgh-2") == ["One.", "Two.", "Four."]
+
+
+CHANGES = st.lists(st.tuples(st.sampled_from("delete break unknown copy swap add".split()), st.integers(1, 13)), max_size=4)
+
+
+@given(changes=st.lists(CHANGES, min_size=12, max_size=12))
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_gaps_are_those_of_the_decoder(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[list[tuple[str, int]]]
+) -> None:
+    """Beside broken, unknown, copied and exchanged lines the import misses the same events as the reader of logs."""
+    root = OutputRoot(tmp_path_factory.mktemp("root"))
+    folder = make(root, "abcdefgh", [talk(*"One Two Three Four Five Six".split()) for _ in changes])
+    expected = []
+    for number, todo in enumerate(changes, 1):
+        log = folder.log(f"abcdefgh-{number}")
+        lines = log.read_bytes().splitlines()
+        for change, place in todo:
+            at = min(place, len(lines) - 1)
+            line = {"break": b"{rubbish", "unknown": b'{"event_type":"MoonEvent"}', "add": b"7"}.get(change)
+            if change == "delete":
+                del lines[at]
+            elif change == "swap":
+                lines[at:] = lines[at + 1 : at + 2] + [lines[at]] + lines[at + 2 :]
+            elif change in ("copy", "add"):
+                lines.insert(at, line or lines[at])
+            else:
+                lines[at] = line or b""
+        log.write_bytes(b"".join(line + b"\n" for line in lines))
+        expected += [(log.name, gap.line, gap.events) for gap in read_record(log).gaps]
+    with EventStore(root) as store:
+        missing = [damage for damage in store.import_experiment(folder).damage if damage.why == "missing"]
+    assert [(each.log, each.line, int(each.beginning.split()[0])) for each in missing] == expected
 
 
 @pytest.mark.parametrize("logs", [[], [[]], [[start()]], [[start(), end(Status.FAILED, error="no")]]], ids=len)

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,45 @@ def test_import_tells_damage_and_exits_with_1(pidgin: Pidgin) -> None:
     assert "2 conversations, 3 messages" in done.out
     assert "damaged: conv_abcdefgh-2_events.jsonl, line 3: broken" in done.out
     assert "\x1b" not in done.out
+
+
+def test_import_of_a_log_that_lost_something_exits_with_1(pidgin: Pidgin, talked: str) -> None:
+    """An emptied log and one without its start are named and nothing of them is lost; so is a gap, beside the rest."""
+    (log,) = (ROOT / "experiments").glob("*/conv_*.jsonl")
+    lines = log.read_bytes().splitlines(keepends=True)
+    said_ = "SELECT status, arm, messages FROM conversations"
+    before = pidgin("query", said_, "--json").out
+    for content, told in (
+        (b"", "it holds no events any more; what was imported of it before is still there"),
+        (b"".join(lines[1:]), "it does not begin with the start of the conversation; what was imported of it before"),
+    ):
+        log.write_bytes(content)
+        done = pidgin("import", "--all")
+        assert (done.status, done.out.splitlines()[0]) == (1, f"{talked}: 1 log not taken")
+        assert f"damaged: {log.name}: {told}" in done.out
+        assert pidgin("query", said_, "--json").out == before
+    log.write_bytes(b"".join(lines[:3] + lines[4:]))
+    done = pidgin("import", "--all")
+    assert (done.status, f"{talked}: 1 conversation, 4 messages\n" in done.out) == (1, True)
+    assert f"damaged: {log.name}: 1 event is missing before line 4" in done.out
+
+
+def test_a_reader_that_has_gone_undoes_no_import(pidgin: Pidgin) -> None:
+    """With its output closed, as by `| head -1`, everything is in the database all the same."""
+    make(OutputRoot(), "abcdefgh", [talk("One.", "Two.")])
+    make(OutputRoot(), "bbbbbbbb", [talk("Three.", "Four.")])
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing) as unread:
+        done = subprocess.run(
+            [sys.executable, "-m", "pidgin_cli", "import", "--all"],
+            stdout=unread,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+    assert done.stderr == b""
+    assert json.loads(pidgin("query", "SELECT count(*) AS n FROM messages", "--json").out) == [{"n": 4}]
 
 
 def test_a_torn_end_is_no_failure(pidgin: Pidgin) -> None:
@@ -375,7 +415,7 @@ def test_verify_finds_damage_and_gaps(pidgin: Pidgin) -> None:
     (told,) = json.loads(pidgin("verify", "--json").out)
     assert [(fault["where"], fault["what"]) for fault in told["faults"]] == [
         ("abcdefgh-1", "line 5 of its log is broken"),
-        ("abcdefgh-2", "1 events are missing from its log"),
+        ("abcdefgh-2", "1 event is missing from its log"),
     ]
     notes = {(note["where"], note["what"].partition(":")[0]) for note in told["notes"]}
     assert ("abcdefgh-3", "1 events of types that this version does not know") in notes

@@ -231,6 +231,17 @@ async def test_a_killed_run_has_used_its_time(tmp_path: Path) -> None:
     assert not begun.folder.log(f"{begun.folder.experiment_id}-2").exists(), "nothing more was begun"
 
 
+@pytest.mark.parametrize(("written", "seconds"), [("4", 4.0), ("4.5", 4.5), ("90m", 5400.0), ("1h30m", 5400.0)])
+def test_seconds_need_no_unit(written: str, seconds: float, pidgin: Pidgin) -> None:
+    """A length of time on the command line is seconds unless it says otherwise, as in a spec."""
+    flags = ("-a", "local:test", "-b", "local:test", "-t", "1", "-n", "short")
+    assert pidgin("run", *flags, "--budget-time", written).status == 0
+    (spec,) = Path("pidgin_output").glob("experiments/*/spec.yaml")
+    budget = load(spec).budget
+    assert budget is not None
+    assert budget.wall_time == seconds
+
+
 BOUND = {"a": {"max_tokens": 40}, "b": {"max_tokens": 40}}
 
 

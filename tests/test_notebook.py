@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 from commands import Pidgin, pidgin
-from pages import CASES, folder_of_look, look
+from pages import CASES, folder_of_look, look, made, talk
 from support import converse, experiment
 from terminal import ENVIRONMENT
 
@@ -21,14 +22,25 @@ __all__ = ["look", "pidgin"]
 
 
 async def test_the_notebook_runs_as_it_is(tmp_path: Path) -> None:
-    """A fresh kernel executes every cell of the notebook without an error, and it draws figures."""
-    spec = experiment("local:test", "local:test", repetitions=3, metrics="live")
+    """A fresh kernel executes every cell, draws figures, and takes means over what is complete and valid alone."""
+    spec = experiment(
+        "local:test",
+        "local:test",
+        sweep={"a.model": ["local:test?fail=auth@2", "local:test?words=20", "local:test?words=40"]},
+        repetitions=2,
+        metrics="live",
+    )
     spec = spec.model_copy(update={"name": "x $y$ {z}"})
     run = await converse(tmp_path, spec)
     await asyncio.to_thread(post_process, run.root, run.folder, only=("import", "metrics", "notebook"))
     outputs = await asyncio.to_thread(_executed, run.folder)
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
-    assert any(next(iter(run.folder.logs())) in output.get("text", "") for output in outputs)
+    texts = [output.get("text", "") for output in outputs]
+    assert any(next(iter(run.folder.logs())) in text for text in texts)
+    assert any("n = 4 of 6 conversations; 2 left out" in text for text in texts)
+    (words,) = (text for text in texts if "percent_of_transcripts" in text and "double" in text and "every" in text)
+    assert {line.split("│")[2].strip() for line in words.splitlines() if "every" in line} == {"4"}
+    assert any("words=40 (n = 2) less a.model=local:test?words=20 (n = 2)" in text for text in texts)
 
 
 @pytest.mark.parametrize("case", ["never run", "failed at once"])
@@ -37,6 +49,19 @@ def test_the_notebook_runs_where_there_is_nothing_to_show(case: str, tmp_path: P
     root, folder = CASES[case](tmp_path)
     post_process(root, folder, only=("import", "notebook"))
     _executed(folder)
+
+
+def test_the_notebook_runs_where_an_arm_is_not_known(tmp_path: Path) -> None:
+    """A conversation whose arm is NULL in the database is one of the arm without values."""
+    root, folder = made(tmp_path, talk("One.", "Two."), talk("Three.", "Four."))
+    post_process(root, folder, only=("import", "notebook"))
+    with open_store(root) as store:
+        path = store.path
+    with duckdb.connect(str(path)) as con:
+        con.execute("UPDATE conversations SET arm = NULL WHERE conversation_id = ?", [f"{folder.experiment_id}-1"])
+    texts = [output.get("text", "") for output in _executed(folder)]
+    assert any("n = 2 of 2 conversations; 0 left out" in text for text in texts)
+    assert any("no two arms" in text for text in texts)
 
 
 def _executed(folder: ExperimentFolder) -> list[dict[str, Any]]:

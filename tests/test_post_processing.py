@@ -97,6 +97,25 @@ def test_a_step_that_fails_holds_up_no_other(tmp_path: Path) -> None:
     assert "readme: failed" in (folder.path / "post_processing.log").read_text()
 
 
+def test_a_log_that_cannot_be_taken_keeps_no_metrics_from_the_others(tmp_path: Path) -> None:
+    """A conversation whose log was emptied is named, whether or not it is in the database, and the others measured."""
+    root, folder = made(tmp_path, *[talk("One.", "Two.")] * 3)
+    folder.log(f"{folder.experiment_id}-1").write_bytes(b"")
+    steps = ("import", "metrics")
+    first = post_process(root, folder, only=steps)
+    assert "it holds no events any more" in first["import"]
+    assert first["metrics"].startswith(
+        "done: 4 of 4 messages have metrics; the database and the record differ in the messages of abcdefgh-1"
+    )
+    for number in (2, 3):
+        folder.log(f"abcdefgh-{number}").write_bytes(b"")
+    taken_before = post_process(root, folder, only=steps)
+    assert "abcdefgh-1_events.jsonl: it holds no events any more, and 2 other faults" in taken_before["import"]
+    assert taken_before["metrics"] == first["metrics"]
+    (root.experiments / "experiments.duckdb").unlink()
+    assert post_process(root, folder, only=steps)["metrics"].startswith("failed: the database and the record differ")
+
+
 def test_without_the_database_there_are_still_pages(tmp_path: Path) -> None:
     """A file that is no database fails import and figures; transcripts, README, notebook and report are made."""
     root, folder = made(tmp_path, talk("One.", "Two."))

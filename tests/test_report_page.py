@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote_plus
 
+import duckdb
 import nbformat
 import pytest
 from commands import Pidgin, pidgin
 from pages import CASES, HOSTILE, Page, all_done, end, made, rendered, talk
 from runs import make, start
-from support import converse, experiment
+from support import Run, converse, experiment
 
 from pidgin_cli.cli.database import open_store
 from pidgin_cli.cli.reports import post_process
@@ -56,6 +57,7 @@ def test_no_record_is_too_odd(case: str, tmp_path: Path) -> None:
     for name in FIGURES:
         files = {path.suffix for path in (folder.path / "figures").glob(f"{name}.*")}
         assert files == ({".svg", ".png", ".csv"} if name in drawn else set())
+    assert not re.search(r"<td[^>]*>[\d.]+e\+", (folder.path / "report.html").read_text())
     absent = sum(tag == "p" and attrs.get("class") == "absent" for tag, attrs in page.tags)
     assert absent == len(FIGURES) - len(drawn) + (not folder.logs())
 
@@ -130,6 +132,106 @@ async def test_figures_say_what_the_record_says(tmp_path: Path) -> None:
     assert all(0 <= float(row["cosine"]) <= 1 for row in rows("similarity"))
     assert {row["n"] for row in rows("convergence")} == {"4"}
     assert {row["state"] for row in rows("state_raster")} >= {"normal"}
+
+
+BROKEN = "local:test?fail=auth@2"
+"""Says a message and fails: not complete, and not invalid."""
+
+
+@pytest.fixture(scope="module")
+def broken_arm(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Three arms of two conversations each, one of which fails wholly, with all its pages."""
+    sweep = {"a.model": [BROKEN, "local:test?words=20", "local:test?words=40"]}
+    spec = experiment("local:test", "local:test", sweep=sweep, repetitions=2, max_turns=2, metrics="live")
+    run = asyncio.run(converse(tmp_path_factory.mktemp("broken"), spec))
+    all_done(post_process(run.root, run.folder))
+    return run
+
+
+def _table(run: Run, name: str) -> list[dict[str, str]]:
+    with (run.folder.path / "figures" / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_page_takes_means_over_the_same_conversations(broken_arm: Run) -> None:
+    """README and every figure with means or tests leave out what did not complete, as the views do, and count it."""
+    with open_store(broken_arm.root) as store:
+        path = store.path
+    with duckdb.connect(str(path), read_only=True) as con:
+        rows = con.execute("SELECT DISTINCT conversation_id FROM conversation_measures WHERE valid").fetchall()
+    counted = {str(row[0]) for row in rows}
+    assert len(counted) == 4
+    readme = (broken_arm.folder.path / "README.md").read_text()
+    said = "n = 4 conversations, complete and valid; left out: 2 failed"
+    assert said in readme
+    assert set(re.findall(r"^\| (?:messages|words per message|turns) \| (\d+) ", readme, re.MULTILINE)) == {"4"}
+    assert "Complete: 4 of 6, 67%" in readme
+    page = (broken_arm.folder.path / "report.html").read_text()
+    captions = {name: page.partition(f'id="figure-{name}"')[2].partition("</figcaption>")[0] for name in FIGURES}
+    over_means = {
+        "words", "message_lengths", "vocabulary_growth", "convergence", "survival", "end_states", "similarity",
+    }  # fmt: skip
+    assert {name for name, caption in captions.items() if said in caption} == over_means
+    for name in ("message_lengths", "vocabulary_growth", "similarity"):
+        assert {row["conversation_id"] for row in _table(broken_arm, name)} == counted
+    for name in ("words", "convergence", "survival", "end_states"):
+        assert not any(BROKEN in row["arm"] for row in _table(broken_arm, name))
+    assert {row["conversations"] for row in _table(broken_arm, "end_reasons") if BROKEN in row["arm"]} == {"0", "2"}
+
+
+def test_where_nothing_is_complete_the_pages_say_so(tmp_path: Path) -> None:
+    """Of an experiment that was broken off there are headline figures still, over what there is, and that is said."""
+    root, folder = made(tmp_path, talk("One.", "Two.", ended=False), status=Status.INTERRUPTED)
+    post_process(root, folder, only=("readme",))
+    assert "n = 1 conversation, none of them complete" in (folder.path / "README.md").read_text()
+
+
+_LEGEND = re.compile(
+    r'role-legend-symbol"[^>]*><path[^>]*?(?:stroke|fill)="(#\w+)".*?role-legend-label"[^>]*><text[^>]*>([^<]*)<'
+)
+
+
+def test_an_arm_has_one_colour_on_all_figures(broken_arm: Run) -> None:
+    """Where an arm has nothing to draw the others keep their colours, and the legend names those drawn alone."""
+    colours: dict[str, set[str]] = {}
+    named: dict[str, set[str]] = {}
+    for name in FIGURES:
+        drawn = broken_arm.folder.path / "figures" / f"{name}.svg"
+        for colour, label in _LEGEND.findall(drawn.read_text() if drawn.exists() else ""):
+            if label.startswith("a.model="):
+                arm = label.partition(" (n = ")[0]
+                colours.setdefault(arm, set()).add(colour)
+                named.setdefault(name, set()).add(arm)
+    assert len(colours) == 3
+    assert all(len(found) == 1 for found in colours.values()), colours
+    assert len(set().union(*colours.values())) == 3
+    assert {name for name, arms in named.items() if f"a.model={BROKEN}" in arms} == {"end_reasons", "cost"}
+    assert {len(named[name]) for name in ("convergence", "survival", "message_lengths", "end_states")} == {2}
+
+
+_AXIS = re.compile(r'role-axis-label"((?:(?!role-axis-label).)*?)role-axis-title"[^>]*><text[^>]*>(turn|message)<')
+
+
+def _whole_ticks(svg: str) -> list[list[int]]:
+    """The labels of the axes that count turns or messages. Fails on one that is not a whole number."""
+    return [[int(label) for label in re.findall(r">([^<>]+)</text>", found)] for found, _ in _AXIS.findall(svg)]
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3, 12, 40])
+def test_turns_are_counted_in_whole_numbers(turns: int, tmp_path: Path) -> None:
+    """An axis of turns has every label once, and of few turns all of them."""
+    root, folder = made(tmp_path, talk(*["One two."] * 2 * turns))
+    with open_store(root) as store:
+        store.import_experiments([folder])
+        (ticks,) = _whole_ticks(draw(Study.load(store, folder.experiment_id), "message_lengths").svg or "")
+    assert ticks == sorted(set(ticks))
+    assert ticks == list(range(1, turns + 1)) if turns <= 12 else len(ticks) > 3
+
+
+def test_axes_of_a_short_run_are_right(broken_arm: Run) -> None:
+    """Two turns are two ticks, and four messages four, in the figures that are drawn from live metrics."""
+    for name, expected in (("survival", [0, 1, 2]), ("convergence", [1, 2]), ("state_raster", [0, 1, 2, 3, 4])):
+        assert _whole_ticks((broken_arm.folder.path / "figures" / f"{name}.svg").read_text()) == [expected]
 
 
 def test_invalid_conversations_are_counted_aloud_and_left_out(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`pidgin run` and what goes with it, through real processes and files: detached, killed, paused, extended, refused."""
 
+import fcntl
 import json
 import os
 import random
@@ -8,21 +9,24 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from commands import Pidgin, error_of, pidgin, until
+from commands import Pidgin, Said, error_of, pidgin, until
 from forked_cli import logs_in
 from support import check_record, messages, of_type, requests_per_message, story
 from terminal import Terminal
 
 from pidgin_cli.core.events import (
+    ConversationPausedEvent,
+    ConversationResumedEvent,
     ConversationStartEvent,
     Event,
     ExperimentCompleteEvent,
+    ExperimentStartEvent,
     MessageAbandonedEvent,
     TurnStartEvent,
 )
@@ -31,6 +35,7 @@ from pidgin_cli.eventlog.folder import ExperimentFolder, OutputRoot
 from pidgin_cli.eventlog.log import read_record
 from pidgin_cli.eventlog.manifest import read_manifest
 from pidgin_cli.experiments.registry import living_runner
+from pidgin_cli.spec.experiment import load
 
 __all__ = ["pidgin"]
 
@@ -110,7 +115,7 @@ def test_a_run_from_flags(pidgin: Pidgin, tmp_path: Path) -> None:
     done = pidgin("run", "-a", SLOW, "-b", SLOW, "-t", "2", "-r", "3", "--temp-b", "0.0", "-n", "flags", "--seed", "3")
     assert done.status == 0
     folder = the_folder(tmp_path / "pidgin_output")
-    assert len(folder.logs()) == 3
+    assert len(folder.logs()) == 6
     for log in folder.logs().values():
         start = of_type(read_record(log).events, ConversationStartEvent)[0]
         assert start.agents[1].settings.temperature == 0.0
@@ -335,6 +340,29 @@ def test_paused_stopped_and_resumed_from_elsewhere(tmp_path: Path) -> None:
     assert command("stop", "--all", "-o", root).returncode == 0
 
 
+def test_detectors_that_pause_hold_nobody_else_up(tmp_path: Path) -> None:
+    """Detached, one at a time: paused talks give their place to others, the run shows as paused, and resume goes on."""
+    root = tmp_path / "out"
+    loops = {"model": "local:test?words=6&loop_at=2"}
+    agents = [{"id": "a", **loops}, {"id": "b", **loops}]
+    more = {"detectors": {"cycle": "pause"}, "max_parallel": 1, "max_turns": 9}
+    assert command("run", spec_file(tmp_path, agents=agents, repetitions=3, **more), "-d", "-o", root).returncode == 0
+    folder = the_folder(root)
+    until(lambda: read_manifest(folder).status is Status.PAUSED)
+    assert {entry.status for entry in read_manifest(folder).conversations.values()} == {Status.PAUSED}
+    assert len(folder.logs()) == 6
+    done = command("resume", "study", "-o", root)
+    assert (done.returncode, "goes on in process" in done.stdout) == (0, True)
+    until(lambda: gone(root, folder))
+    assert read_manifest(folder).status is Status.COMPLETED
+    for log in folder.logs().values():
+        events = read_record(log).events
+        check_record(events)
+        (paused,) = of_type(events, ConversationPausedEvent)
+        (resumed,) = of_type(events, ConversationResumedEvent)
+        assert (paused.by, resumed.by) == ("detector:cycle", "person")
+
+
 def test_stop_now_from_elsewhere(tmp_path: Path) -> None:
     """stop --now does not wait for the message under way."""
     root = tmp_path / "out"
@@ -359,6 +387,81 @@ def test_a_daemon_that_cannot_begin_says_why(tmp_path: Path) -> None:
     done = command("run", spec_file(tmp_path), "-d", "-o", root)
     assert done.returncode == 1
     assert "cannot be" in done.stderr
+
+
+def _all_at_once(*lines: Sequence[str | Path]) -> list[Said]:
+    """The same command lines as `command` runs, side by side."""
+    environment = os.environ | {"PIDGIN_POST_PROCESSING": "off"}
+    begun = [
+        subprocess.Popen(
+            [sys.executable, "-m", "pidgin_cli", *map(str, line)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for line in lines
+    ]
+    ended = [process.communicate(timeout=120) for process in begun]
+    return [Said(process.returncode, *texts) for process, texts in zip(begun, ended, strict=True)]
+
+
+def _winner(said: list[Said], root: Path, folder: ExperimentFolder) -> int:
+    """Which of these started the experiment, after seeing that the others were refused, each with one line."""
+    (number,) = (number for number, one in enumerate(said) if one.status == 0)
+    runner = living_runner(OutputRoot(root), folder.experiment_id)
+    assert runner is not None
+    assert f"{folder.experiment_id} runs in process {runner.pid}:" in said[number].out
+    for other in said[:number] + said[number + 1 :]:
+        assert f"is being run by process {runner.pid}" in error_of(other, 1)
+    return number
+
+
+def test_of_many_starts_at_once_one_succeeds(tmp_path: Path) -> None:
+    """Of detached runs and resumes that begin together one takes the experiment, with its flags; the others are told."""
+    root = tmp_path / "out"
+    spec = spec_file(tmp_path, repetitions=10, max_turns=300)
+    said = _all_at_once(*[("run", spec, "-d", "-o", root)] * 3)
+    folder = the_folder(root)
+    _winner(said, root, folder)
+    runner = living_runner(OutputRoot(root), folder.experiment_id)
+    assert runner is not None
+    os.kill(runner.pid, signal.SIGKILL)
+    until(lambda: gone(root, folder))
+    said = _all_at_once(*(("resume", "study", "-d", "--max-parallel", str(n), "-o", root) for n in (2, 3, 4)))
+    wanted = _winner(said, root, folder) + 2
+    assert load(folder.spec).max_parallel == wanted
+    assert of_type(read_record(folder.events).events, ExperimentStartEvent)[-1].max_parallel == wanted
+    assert command("stop", "study", "--now", "-o", root).returncode == 0
+    log = OutputRoot(root).run_logs / f"experiment_{folder.experiment_id}.log"
+    assert len(re.findall(r"process \d+ runs", log.read_text())) == 2
+
+
+def test_what_another_process_records_is_no_success(tmp_path: Path) -> None:
+    """A runner that could not claim the experiment is told of by its error alone, though the log grew meanwhile."""
+    root = tmp_path / "out"
+    assert command("run", spec_file(tmp_path), "--limit", "1", "-o", root).returncode == 0
+    folder = the_folder(root)
+    log = OutputRoot(root).run_logs / f"experiment_{folder.experiment_id}.log"
+    log.unlink()
+    with folder.events.open("r+b") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        first = other.readline()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pidgin_cli", "resume", "study", "-d", "-o", str(root)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        until(log.exists)  # the runner is being started
+        last = read_record(folder.events).events[-1]
+        other.seek(0, os.SEEK_END)
+        other.write(re.sub(rb'"seq":\d+', b'"seq":%d' % (last.seq + 1), first))
+        other.flush()
+        out, err = process.communicate(timeout=120)
+    assert "another process" in error_of(Said(process.returncode, out, err), 1)
+    assert "INFO" not in err
+    assert "The record so far" not in err
 
 
 def test_killed_five_times(tmp_path: Path) -> None:

@@ -265,6 +265,27 @@ def test_seats_and_openers_are_counterbalanced(seed: int, rounds: int, pairs: st
                 assert len(set(Counter((c.first, c.seating) for c in those).values())) == 1
 
 
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**32), st.integers(1, 3), st.integers(1, 7), st.sampled_from(["unordered", "all"]))
+def test_many_openings_once_are_counterbalanced_too(seed: int, repetitions: int, openings: int, pairs: str) -> None:
+    """Over the arms of a pair, each way to sit and each model to open comes equally often, give or take one."""
+    keys: dict[str, Any] = {"seed": seed, "models": MODELS, "pairs": pairs, "first": "balanced"}
+    made = plan(repetitions=repetitions, openings=[f"Opening {number}." for number in range(openings)], **keys)
+    for repetition in range(1, repetitions + 1):
+        ways: dict[frozenset[str], Counter[tuple[str, str]]] = {}
+        for conversation in made.values():
+            models = [agent.model for agent in conversation.agents]
+            if conversation.repetition == repetition and len(set(models)) == 2:
+                opener = conversation.agent(conversation.first).model
+                ways.setdefault(frozenset(models), Counter())[models[0], opener] += 1
+        for pair, counted in ways.items():
+            every = [counted[first, opener] for first in sorted(pair) for opener in sorted(pair)]
+            assert max(every) - min(every) <= 1
+            for place in range(2):
+                one, other = (sum(n for way, n in counted.items() if way[place] == model) for model in pair)
+                assert abs(one - other) <= 1
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 2**31), st.integers(1, 5))
 def test_openers_take_turns(seed: int, rounds: int) -> None:

@@ -21,7 +21,7 @@ from pidgin_cli.core.events import (
 from pidgin_cli.eventlog.folder import OutputRoot
 from pidgin_cli.eventlog.log import read_record
 from pidgin_cli.experiments.lineage import whole
-from pidgin_cli.reports.text import fenced, number, prose, table, visible
+from pidgin_cli.reports.text import fenced, prose, readable, table, visible
 from pidgin_cli.reports.transcript import transcript
 
 __all__ = ["look", "pidgin"]
@@ -117,7 +117,7 @@ def test_what_is_made_visible_can_be_read_back(text: str) -> None:
 )  # fmt: skip
 def test_numbers_of_a_table_have_one_form(value: float, told: str) -> None:
     """Four digits that count, thousands set off, and no power of ten for any size that occurs."""
-    assert number(value) == told
+    assert readable(value) == told
 
 
 def test_transcripts_tell_what_was_put_in_thought_and_edited(tmp_path: Path) -> None:

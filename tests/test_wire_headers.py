@@ -26,10 +26,34 @@ from pidgin_cli.providers.wire import retry_after_s
         ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "soon"}, None),
         ({"x-ratelimit-remaining-requests": "5", "x-ratelimit-reset-requests": "60s"}, None),
         ({}, None),
+        ({"retry-after": "86400"}, 86_400.0),
+        ({"retry-after": "86401"}, None),
+        ({"retry-after": "-5"}, 0.0),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "inf"}, None),
+        ({"retry-after": "-inf"}, None),
+        ({"retry-after": "9" * 400}, None),
+        ({"retry-after-ms": "9" * 30, "retry-after": "4"}, 4.0),
+        ({"retry-after": "Mon, 20 Nov 1995 19:12:08 +99999999999999"}, None),
+        ({"retry-after": "Mon, 20 Nov 1995 19:12:08 +2359"}, 0.0),
+        ({"retry-after": "Mon, 20 Nov 9995 19:12:08 GMT"}, None),
+        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "9" * 400 + "s"}, None),
+        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "9" * 400}, None),
+        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "24h"}, 86_400.0),
+        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1d1ms"}, None),
+        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "9999-12-31T23:59:59Z"}, None),
+        (
+            {
+                "x-ratelimit-remaining-requests": "0",
+                "x-ratelimit-reset-requests": "2026-11-21T09:00:07Z",
+                "date": "Sat, 21 Nov 2026 09:00:00 +99999999999999",
+            },
+            0.0,
+        ),
     ],
 )
 def test_rate_limit_headers_are_obeyed(headers: dict[str, str], seconds: float | None) -> None:
-    """Retry-After first, else the reset of the limit that is used up, else nothing."""
+    """Retry-After first, else the reset of the limit that is used up, else nothing; what nobody means is not told."""
     assert retry_after_s(headers) == seconds
 
 

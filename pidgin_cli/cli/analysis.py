@@ -391,14 +391,14 @@ class _Conversation(NamedTuple):
         """The turns until a state, or until nothing more was seen of it; None: not known."""
         return passage(self.entered, FIRST_PASSAGE[measure], self.last_turn, self.row["end_reason"])
 
-    def value(self, key: str) -> str:
-        """What it has under a swept name or column. Raises SpecError for names that there are not."""
+    def value(self, key: str) -> str | None:
+        """What it has under a swept name or column; None: it has no such, or its arm is not known."""
         variables = _variables(self.row)
         if key in variables:
             return _label(variables[key])
-        if key in OF_CONVERSATION:
-            return _label(self.row[key])
-        raise SpecError(f"{self.row['experiment_id']} has no {key!r}; there are {', '.join(_keys(self.row))}")
+        if key not in OF_CONVERSATION or (key == "arm" and self.row["arm"] is None):
+            return None
+        return _label(self.row[key])
 
 
 def _variables(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -406,8 +406,24 @@ def _variables(row: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(variables) if isinstance(variables, str) else dict(variables or {})
 
 
-def _keys(row: Mapping[str, Any]) -> list[str]:
-    return list(dict.fromkeys((*_variables(row), *OF_CONVERSATION)))
+def _with_values(conversations: Sequence[_Conversation], key: str) -> list[tuple[str, _Conversation]]:
+    """Those that have something under a swept name or column, with what it is.
+
+    Raises:
+        SpecError: none has.
+    """
+    found = [(value, each) for each in conversations if (value := each.value(key)) is not None]
+    if conversations and not found:
+        there = dict.fromkeys(name for each in conversations for name in (*_variables(each.row), *OF_CONVERSATION))
+        name = conversations[0].row["experiment_id"]
+        raise SpecError(f"{name} has no {key!r}; there are {', '.join(there)}")
+    return found
+
+
+def _without(name: str, conversations: Sequence[_Conversation], key: str) -> list[str]:
+    """A sentence where some have nothing under a swept name or column."""
+    number = sum(conversation.value(key) is None for conversation in conversations)
+    return [f"{name}: {count(number, 'conversation')} without {key}, left out"] if number else []
 
 
 def _label(value: object) -> str:
@@ -439,6 +455,7 @@ def compare(targets: tuple[str, str | None], output: Path | None, options: Mappi
             validity = _Validity(everything=options["everything"])
             read = _read(store, folder, names, options["reduce"])
             label = _title(folder) + (f" ({', '.join('='.join(c) for c in conditions)})" if conditions else "")
+            said += [sentence for key, _ in conditions for sentence in _without(_title(folder), read, key)]
             chosen = [
                 conversation
                 for conversation in _filtered(read, conditions)
@@ -597,10 +614,13 @@ def _as_number(value: object) -> float | None:
 
 
 def _filtered(conversations: Sequence[_Conversation], conditions: Sequence[tuple[str, str]]) -> list[_Conversation]:
-    chosen = [c for c in conversations if all(_same(c.value(key), value) for key, value in conditions)]
+    chosen = list(conversations)
+    for key, value in conditions:
+        fitting = {id(each) for there, each in _with_values(conversations, key) if _same(there, value)}
+        chosen = [each for each in chosen if id(each) in fitting]
     if conversations and not chosen:
         key, value = conditions[-1]
-        there = sorted({conversation.value(key) for conversation in conversations})
+        there = sorted({value for value, _ in _with_values(conversations, key)})
         raise SpecError(f"no conversation has {key}={value}; there are {', '.join(there[:8])}")
     return chosen
 
@@ -620,6 +640,7 @@ def _contrasts(
     """The pairs of groups to compare, each with all the groups it was taken from."""
     if by is None:
         return [(Contrast(sides[0].name, sides[1].name), sides[0], sides[1], [])]
+    said += [sentence for side in sides for sentence in _without(side.name, side.members, by)]
     split = [_split(side, by) for side in sides]
     if len(sides) == 1:
         groups = list(split[0].values())
@@ -643,8 +664,7 @@ def _contrasts(
 
 def _split(group: _Group, key: str) -> dict[str, _Group]:
     found: dict[str, _Group] = {}
-    for member in group.members:
-        value = member.value(key)
+    for value, member in _with_values(group.members, key):
         found.setdefault(value, _Group(value, [])).members.append(member)
     return dict(sorted(found.items(), key=_in_order))
 

@@ -93,7 +93,6 @@ def _branch_data(found: Fork, origin: Origin, options: Mapping[str, Any]) -> dic
     data: dict[str, Any] = {
         "branch": {"of": origin.conversation_id, "turn": turn},
         "agents": _agents(found, options),
-        "prompt": old.opening,
         "prompt_tag": old.prompt_tag,
         "max_turns": turns,
         "repetitions": options["repetitions"],

@@ -104,17 +104,22 @@ def _can_go_on(root: OutputRoot, folder: ExperimentFolder) -> bool:
     try:
         manifest = current_manifest(root, folder)
         if living_runner(root, folder.experiment_id) is not None:
-            return manifest.status is Status.PAUSED
+            return _is_paused(manifest)
         return manifest.status not in FINISHED or UNFINISHED in (manifest.post_processing or {}).values()
     except PidginError:
         return True  # going on says what is wrong
+
+
+def _is_paused(manifest: Manifest) -> bool:
+    """Whether somebody paused it, or a detector some of its conversations."""
+    return Status.PAUSED in (manifest.status, *(entry.status for entry in manifest.conversations.values()))
 
 
 def _resume(root: OutputRoot, folder: ExperimentFolder, options: dict[str, Any]) -> int:
     name = folder.experiment_id
     manifest = current_manifest(root, folder)
     if (runner := living_runner(root, name)) is not None:
-        if manifest.status is Status.PAUSED:
+        if _is_paused(manifest):
             ask_runner(root, name, Wish.RESUME)
             click.echo(
                 f"{name} goes on in process {runner.pid}; watch it with: {command_line('attach', name, options)}"
@@ -541,11 +546,9 @@ def logged(root: OutputRoot, folder: ExperimentFolder, notice: Callable[[str], N
     for logger, handler in handlers:
         logger.addHandler(handler)
     ours.setLevel(logging.INFO)
-    _log.info("process %d runs %s", os.getpid(), folder.path.name)
     try:
         yield
     finally:
-        _log.info("process %d leaves %s", os.getpid(), folder.path.name)
         ours.setLevel(level)
         for logger, handler in handlers:
             logger.removeHandler(handler)

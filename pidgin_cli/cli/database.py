@@ -176,21 +176,23 @@ def _import(
 ) -> list[Imported]:
     done = 0
 
-    def report(imported: Imported) -> None:
+    def report(_: Imported) -> None:
         nonlocal done
         done += 1
         show(f"Importing: {done} of {count(len(folders), 'experiment')}")
-        if not as_json:
-            _print_imported(imported)
 
     with _status(f"Importing {count(len(folders), 'experiment')}") as show:
-        return store.import_experiments(
+        found = store.import_experiments(
             folders,
             is_live=lambda experiment_id: living_runner(root, experiment_id) is not None,
             again=again,
             report=report,
             waiting=lambda: _note("another import is under way; this one waits for it"),
         )
+    if not as_json:
+        for imported in found:  # not before it is in the database: a reader that has gone must not undo it
+            _print_imported(imported)
+    return found
 
 
 @contextmanager
@@ -214,6 +216,8 @@ def _print_imported(imported: Imported) -> None:
         facts.append(f"{count(imported.conversations, 'conversation')}, {count(imported.messages, 'message')}")
     if imported.unchanged:
         facts.append(f"{count(imported.unchanged, 'conversation')} unchanged")
+    if refused := sum(not damage.line for damage in imported.damage):
+        facts.append(f"{count(refused, 'log')} not taken")
     click.echo(f"{head}: {'; '.join(facts) or 'no conversation has begun'}")
     for damage in imported.damage[:SHOWN_DAMAGE]:
         click.echo(f"  damaged: {visible(str(damage))}")

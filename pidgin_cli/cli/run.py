@@ -23,7 +23,7 @@ from pidgin_cli.core.types import EndReason, Status
 from pidgin_cli.eventlog.folder import ExperimentFolder, OutputRoot
 from pidgin_cli.eventlog.manifest import Manifest, read_manifest
 from pidgin_cli.experiments.budget import caps_of, check_caps
-from pidgin_cli.experiments.daemon import detach
+from pidgin_cli.experiments.daemon import detach, starting
 from pidgin_cli.experiments.library import save_spec, settle
 from pidgin_cli.experiments.notify import notify_command, notify_desktop
 from pidgin_cli.experiments.preflight import check_models, recording
@@ -77,14 +77,7 @@ def run(spec_file: Path | None, options: dict[str, Any]) -> int:
             spec = spec if folder is None else found
         if folder is None:
             folder = create_experiment(root, spec)
-    if not made:
-        if (runner := living_runner(root, folder.experiment_id)) is not None:
-            raise LogError(
-                f"{folder.experiment_id} is being run by process {runner.pid}; watch it with: "
-                f"{command_line('attach', folder.experiment_id, options)}"
-            )
-        save_spec(folder, spec)
-    return launch(root, folder, options)
+    return _start(root, folder, None if made else spec, options)
 
 
 def run_again(root: OutputRoot, folder: ExperimentFolder, options: dict[str, Any]) -> int:
@@ -93,11 +86,24 @@ def run_again(root: OutputRoot, folder: ExperimentFolder, options: dict[str, Any
     written = spec.model_dump(mode="json", exclude_unset=True)
     if changes := _changes(options, written.get("budget")):
         spec = check(written | changes, "flags")
-        save_spec(folder, spec)
     conversations = expand(spec, folder.experiment_id)
     check_models(conversations.values(), root)
     asyncio.run(_check_budget(root, spec, conversations.values(), options))
-    return launch(root, folder, options)
+    return _start(root, folder, spec if changes else None, options)
+
+
+def _start(root: OutputRoot, folder: ExperimentFolder, spec: ExperimentSpec | None, options: dict[str, Any]) -> int:
+    """Run an experiment, as `spec` says from now on if one is given, unless it is being run. Gives the exit status."""
+    with contextlib.ExitStack() as held:
+        held.enter_context(starting(folder))
+        if (runner := living_runner(root, folder.experiment_id)) is not None:
+            raise LogError(
+                f"{folder.experiment_id} is being run by process {runner.pid}; watch it with: "
+                f"{command_line('attach', folder.experiment_id, options)}"
+            )
+        if spec is not None:
+            save_spec(folder, spec)
+        return launch(root, folder, options, begun=held.close)
 
 
 def _wanted(spec_file: Path | None, options: dict[str, Any]) -> ExperimentSpec:
@@ -183,14 +189,21 @@ def _models(conversations: Iterable[ConversationSpec]) -> list[str]:
 # Running it here or in a process of its own
 
 
-def launch(root: OutputRoot, folder: ExperimentFolder, options: dict[str, Any]) -> int:
+def launch(
+    root: OutputRoot, folder: ExperimentFolder, options: dict[str, Any], *, begun: Callable[[], None] = lambda: None
+) -> int:
+    """Run what is left of an experiment. Gives the exit status.
+
+    Args:
+        begun: called when this process has claimed the experiment; not where another is to run it.
+    """
     left = _left(folder, options)
     if options["retry_failed"] is None:  # `resume`, of an experiment in which nothing else is left
         options = options | {"retry_failed": not left.waiting}
     if not left.waiting and not (left.failed and options["retry_failed"]):
         return _nothing_to_do(root, folder, left, options)
     if not options["detach"]:
-        return _here(root, folder, options)
+        return _here(root, folder, options, begun)
     pid = detach(root, folder, _runner_arguments(options))
     name = folder.experiment_id
     if options["display"] == "quiet":
@@ -232,10 +245,12 @@ def runner_process(experiment_id: str, options: dict[str, Any]) -> int:
     return _here(root, folder, options | nothing_shown)
 
 
-def _here(root: OutputRoot, folder: ExperimentFolder, options: dict[str, Any]) -> int:
+def _here(
+    root: OutputRoot, folder: ExperimentFolder, options: dict[str, Any], begun: Callable[[], None] = lambda: None
+) -> int:
     """Run an experiment in this process, and then make its pages. Gives the exit status."""
     screen = _Screen(options)
-    runner = asyncio.run(_run(root, folder, options, screen))
+    runner = asyncio.run(_run(root, folder, options, screen, begun))
     read_by_people = screen.kind in ("progress", "tail")
     if read_by_people:  # they need not wait for the pages
         screen.tell_end(folder, read_manifest(folder), runner, options)
@@ -250,7 +265,13 @@ def _here(root: OutputRoot, folder: ExperimentFolder, options: dict[str, Any]) -
     return _exit_status(manifest, runner) or made
 
 
-async def _run(root: OutputRoot, folder: ExperimentFolder, options: dict[str, Any], screen: "_Screen") -> Runner:
+async def _run(
+    root: OutputRoot,
+    folder: ExperimentFolder,
+    options: dict[str, Any],
+    screen: "_Screen",
+    begun: Callable[[], None],
+) -> Runner:
     spec = load(folder.spec)
     conversations = expand(spec, folder.experiment_id)
     chosen = _chosen(conversations, options)
@@ -260,6 +281,7 @@ async def _run(root: OutputRoot, folder: ExperimentFolder, options: dict[str, An
         folder,
         pool,
         on_conversation=screen.listen,
+        on_start=begun,
         resumed_by="pidgin resume",
         only=chosen,
         retry_failed=options["retry_failed"],

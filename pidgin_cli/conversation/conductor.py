@@ -62,6 +62,7 @@ from pidgin_cli.core.types import (
 from pidgin_cli.eventlog.bus import EventBus
 from pidgin_cli.eventlog.log import EventLog, Record
 from pidgin_cli.providers.base import Provider
+from pidgin_cli.providers.extra_rules import without
 from pidgin_cli.providers.registry import (
     ProviderPool,
     at_home,
@@ -190,6 +191,9 @@ class Conductor:
             record: what the log already holds; the conversation goes on from there.
             resumed_by: who asked for going on, for the record.
         """
+        if prefix:  # a branch's own spec need not know how the conversation began
+            began = next(event for event in prefix if isinstance(event, ConversationStartEvent))
+            spec = replace(spec, opening=began.opening)
         self.spec = spec
         self.conversation_id = conversation_id
         self.bus = bus or EventBus()
@@ -1137,8 +1141,7 @@ def as_taken(spec: ConversationSpec, agent: Agent) -> tuple[Agent, dict[str, str
     if not spec.lenient:
         return agent, {}
     dropped = unsupported(split_model(agent.model)[0], agent, thinks=thinks(agent.model))
-    settings = replace(agent.settings, **{name: None for name in dropped if name != "thinking_visible"})
-    return replace(agent, settings=settings), dropped
+    return replace(agent, settings=without(agent.settings, dropped)), dropped
 
 
 def speaking_order(spec: ConversationSpec, turn_number: int, silenced: Collection[str] = ()) -> tuple[str, ...]:

@@ -347,13 +347,15 @@ class _Import:
             LEFT JOIN {ConversationStartEvent.__name__} s ON s._id = t.id AND s._n = p.n
             LEFT JOIN (SELECT DISTINCT id FROM lines ANTI JOIN (FROM damage WHERE why = 'torn') USING (id, n)) l
                 ON l.id = t.id
-            WHERE t.id <> '' AND s._id IS NULL
+            WHERE t.id <> '' AND s._id IS NULL ORDER BY length(t.id), t.id
             """
         ).fetchall()
-        found = {name: "it does not begin with the start of the conversation" for name, empty in rows if not empty}
-        if empty := {name for name, empty in rows if empty}:
-            found |= dict.fromkeys(empty & self._begun(), "it holds no events any more")
-        return found
+        begun = self._begun() if any(empty for _, empty in rows) else set()
+        return {
+            name: "it holds no events any more" if empty else "it does not begin with the start of the conversation"
+            for name, empty in rows
+            if not empty or name in begun
+        }
 
     def _begun(self) -> set[str]:
         """Conversations that had events by the database or, while nobody writes it, by the manifest."""

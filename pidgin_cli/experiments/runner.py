@@ -33,6 +33,8 @@ from pidgin_cli.conversation.delegates import (
 )
 from pidgin_cli.core.errors import LogError, NotFound, PidginError
 from pidgin_cli.core.events import (
+    ConversationPausedEvent,
+    ConversationResumedEvent,
     ConversationStartEvent,
     ErrorEvent,
     Event,
@@ -166,6 +168,10 @@ class Runner:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._changed = asyncio.Event()
         self._pausers: list[str] = []
+        self._held: set[str] = set()
+        """Conversations that a detector, a score or a delegate has paused, each by itself; they take no place."""
+        self._is_held = False
+        """All that are under way are, and no other can begin."""
         self._stopping: Stop | None = None
         self._now = False
         self._broken: LogError | None = None
@@ -232,8 +238,11 @@ class Runner:
 
     def _status_changed(self) -> None:
         self._changed.set()
+        self._show_status()
+
+    def _show_status(self) -> None:
         if self._writer is not None:
-            self._writer.manifest.status = Status.PAUSED if self._pausers else Status.RUNNING
+            self._writer.manifest.status = Status.PAUSED if self._pausers or self._is_held else Status.RUNNING
             self._writer.touch()
 
     def _obey(self, signal: Pause | Stop) -> None:
@@ -293,12 +302,14 @@ class Runner:
             )
             try:
                 pid_file.write()
+                _log.info("process %d runs %s", os.getpid(), self.folder.path.name)
                 heart = asyncio.create_task(_beat(pid_file))
                 try:
                     await self._run(spec, conversations, syncer, log, record)
                 finally:
                     heart.cancel()
                     pid_file.remove()
+                    _log.info("process %d leaves %s", os.getpid(), self.folder.path.name)
             finally:
                 await log.aclose()
         finally:
@@ -422,7 +433,11 @@ class Runner:
                     self._ask_delegates()
                 if self._stopping is not None or self.budget.exhausted:
                     waiting.clear()
-                while len(tasks) < at_once and not self._pausers and (name := self._next(waiting, todo)) is not None:
+                while (
+                    len(tasks) - len(self._held) < at_once
+                    and not self._pausers
+                    and (name := self._next(waiting, todo)) is not None
+                ):
                     task = asyncio.create_task(self._guarded(name, todo[name], syncer, log))
                     task.add_done_callback(lambda _: self._changed.set())
                     tasks[task] = name
@@ -430,6 +445,9 @@ class Runner:
                     for name in waiting:
                         self.refused[name] = "the conversation that it branches from did not get that far"
                     break
+                if self._is_held != (is_held := len(self._held) == len(tasks) > 0):
+                    self._is_held = is_held
+                    self._show_status()
                 with contextlib.suppress(TimeoutError):
                     # Delegates cannot say when they change their mind, so they are asked again from time to time.
                     async with asyncio.timeout(_ASK_AGAIN_S if self._delegates.watching and waiting else None):
@@ -512,6 +530,7 @@ class Runner:
             bus = EventBus()
             self._writer.seed(conversation_id, run_state(record.events))
             bus.subscribe(self._writer.take)
+            bus.subscribe(self._hold, ConversationPausedEvent, ConversationResumedEvent)
             if conversation_id in self._written:
                 bus.subscribe(self._passed, MessageCompleteEvent)
             spent = spent_so_far(record.events)
@@ -542,7 +561,16 @@ class Runner:
             if timer is not None:
                 timer.cancel()
             self.running.pop(conversation_id, None)
+            self._held.discard(conversation_id)
             await log.aclose()
+
+    def _hold(self, event: Event) -> None:
+        assert event.conversation_id is not None
+        if isinstance(event, ConversationResumedEvent):
+            self._held.discard(event.conversation_id)
+        elif not self._pausers:
+            self._held.add(event.conversation_id)
+        self._changed.set()
 
     def _forked(self, spec: ConversationSpec) -> ConversationSpec:
         """A twin with the turn after which it is left alone; it ends there where nothing was done to its origin."""

@@ -39,8 +39,10 @@ from pidgin_cli.core.types import (
 )
 
 from .base import Timeouts
+from .instead import keep_json, kept_json
 from .model_rules import default_max_tokens, thinks_adaptively, without_thinking
 from .registry import PROVIDERS, ProviderInfo
+from .validation import token_count
 from .wire import (
     CUT_OFF,
     api_key,
@@ -132,6 +134,7 @@ ERRORS: dict[type[Exception], type[ProviderError]] = {
     ValueError: ProviderUnavailable,
     TypeError: ProviderUnavailable,
     AttributeError: ProviderUnavailable,
+    RecursionError: ProviderUnavailable,
 }
 """Every class the SDK exports. The nearest one along an exception's own ancestry counts."""
 
@@ -215,6 +218,7 @@ class AnthropicProvider:
                 extra_body=extra or None,
                 **parameters,
             )
+            keep_json(stream.response)
             async with stream, aclosing(_deltas(stream)) as deltas:
                 if limits := rate_limits(stream.response.headers):
                     yield LimitsDelta(limits)
@@ -269,7 +273,7 @@ def translate(exc: Exception, *secrets: str) -> ProviderError:
             text = f"{CUT_OFF}: {text or type(exc).__name__}"
         case UnicodeEncodeError():
             text = "the request holds text that UTF-8 cannot carry"
-        case ValueError() | TypeError() | AttributeError():
+        case ValueError() | TypeError() | AttributeError() | RecursionError():
             text = f"the server sent what the Anthropic API does not: {exc}"
     return kind(one_line(text, *secrets), provider=INFO.name, status=status, retry_after_s=retry_after, limits=limits)
 
@@ -345,6 +349,9 @@ async def _deltas(stream: sdk.AsyncStream[RawMessageStreamEvent]) -> AsyncGenera
             case "message_stop":
                 whole = True
     if not whole:
+        said = kept_json(stream.response)
+        if text := message_in(said):
+            raise sdk.APIStatusError(text, response=stream.response, body=said)
         raise unfinished(stream.response.headers, INFO.name)
     yield Finish(
         reason=FINISH_REASONS.get(reason or "", FinishReason.UNKNOWN),
@@ -358,7 +365,7 @@ def _usage(reported: MessageUsage | MessageDeltaUsage | None, counted: dict[str,
     if reported is None:
         return None
     for name in ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"):
-        if (count := getattr(reported, name, None)) is not None:
+        if (count := token_count(getattr(reported, name, None), "a count of input tokens", INFO.name)) is not None:
             counted[name] = count
     details = reported.output_tokens_details
     return Usage(

@@ -37,6 +37,7 @@ from pidgin_cli.core.types import (
 )
 
 from .base import Embedded, Timeouts
+from .instead import keep_json, kept_json
 from .registry import PROVIDERS, ProviderInfo
 from .wire import CUT_OFF, api_key, arguments_of, base_url, error_class, message_in, one_line, retry_after_s, unfinished
 
@@ -79,6 +80,7 @@ ERRORS: dict[type[Exception], type[ProviderError]] = {
     ValueError: ProviderUnavailable,
     TypeError: ProviderUnavailable,
     AttributeError: ProviderUnavailable,
+    RecursionError: ProviderUnavailable,
 }
 """Every class the SDK exports. The nearest one along an exception's own ancestry counts."""
 
@@ -203,17 +205,21 @@ class GoogleProvider:
         except ProviderError:
             raise
         except tuple(ERRORS) as exc:
-            raise translate(exc, *self._secrets, answered=bool(opened)) from exc
+            said = message_in(kept_json(opened[-1])) if opened else ""
+            raise translate(exc, *self._secrets, answered=bool(opened), said=said) from exc
 
 
 async def _keep(response: httpx2.Response) -> None:
+    keep_json(response)
     _opened.get().append(response)
 
 
-def translate(exc: Exception, *secrets: str, answered: bool = True) -> ProviderError:
+def translate(exc: Exception, *secrets: str, answered: bool = True, said: str = "") -> ProviderError:
     """The SDK's exception as ours, by its type and then by what Google attaches to it.
 
-    `answered` says whether the server has sent anything: before that, a ValueError is about the request.
+    Args:
+        answered: whether the server has sent anything; before that, a ValueError is about the request.
+        said: the text of an error that came in place of a stream. The SDK fails at one whose code is not Google's.
     """
     kind = next(ERRORS[cls] for cls in type(exc).__mro__ if cls in ERRORS)
     text, status, retry_after = str(exc), None, None
@@ -240,9 +246,11 @@ def translate(exc: Exception, *secrets: str, answered: bool = True) -> ProviderE
             text = f"{CUT_OFF}: {text or type(exc).__name__}"
         case UnicodeEncodeError():
             text = "the request holds text that UTF-8 cannot carry"
-        case ValueError() | TypeError() | AttributeError() if answered:
+        case ValueError() | TypeError() | AttributeError() | RecursionError() if said:
+            kind, text = Overloaded, said
+        case ValueError() | TypeError() | AttributeError() | RecursionError() if answered:
             text = f"the server sent what the Gemini API does not: {text}"
-        case ValueError() | TypeError() | AttributeError():
+        case ValueError() | TypeError() | AttributeError() | RecursionError():
             kind = RequestRejected
             text = f"the SDK does not take this request: {text}"
     return kind(one_line(text, *secrets), provider=INFO.name, status=status, retry_after_s=retry_after)
@@ -310,6 +318,8 @@ async def _deltas(
             why = feedback.block_reason_message or f"the prompt was blocked: {feedback.block_reason.value}"
             raise ContentFiltered(one_line(why), provider=INFO.name)
         for candidate in chunk.candidates or ():
+            if candidate.index:
+                continue  # another reply to the same request
             reason = candidate.finish_reason or reason
             for part in (candidate.content and candidate.content.parts) or ():
                 if part.text:

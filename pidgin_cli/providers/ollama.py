@@ -75,6 +75,7 @@ ERRORS: dict[type[Exception], type[ProviderError]] = {
     ValueError: ProviderUnavailable,
     TypeError: ProviderUnavailable,
     AttributeError: ProviderUnavailable,
+    RecursionError: ProviderUnavailable,
 }
 """Both classes of the SDK and what it lets through. The nearest one along an exception's own ancestry counts."""
 
@@ -269,7 +270,7 @@ def translate(exc: Exception, *secrets: str, netloc: str, model: str = "") -> Pr
             text = f"{CUT_OFF}: {text or type(exc).__name__}"
         case UnicodeEncodeError():
             text = "the request holds text that UTF-8 cannot carry"
-        case ValueError() | TypeError() | AttributeError():
+        case ValueError() | TypeError() | AttributeError() | RecursionError():
             text = f"the server sent what the Ollama API does not: {exc}"
     return kind(one_line(text, *secrets), provider=INFO.name, status=status, retry_after_s=retry_after)
 

@@ -1,6 +1,6 @@
 """OpenAI, and any server that speaks its chat completions API (vLLM, llama.cpp, Groq, …), through the official SDK."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -38,6 +38,7 @@ from pidgin_cli.core.types import (
 
 from .base import Embedded, Timeouts
 from .inline_thinking import ThinkingSplitter
+from .instead import keep_json, kept_json
 from .registry import PROVIDERS, ProviderInfo, at_home
 from .wire import CUT_OFF, api_key, base_url, error_class, message_in, one_line, rate_limits, retry_after_s, unfinished
 
@@ -82,6 +83,7 @@ ERRORS: dict[type[Exception], type[ProviderError]] = {
     ValueError: ProviderUnavailable,
     TypeError: ProviderUnavailable,
     AttributeError: ProviderUnavailable,
+    RecursionError: ProviderUnavailable,
 }
 """Every class the SDK exports. The nearest one along an exception's own ancestry counts."""
 
@@ -144,9 +146,9 @@ class OpenAIProvider:
         """What is sent besides model and text, under the API's own names. A thinking budget has none here."""
         settings = request.settings
         parameters: dict[str, Any] = {}
-        for name in ("temperature", "top_p", "seed"):
+        for name, theirs in (("temperature", "temperature"), ("top_p", "top_p"), ("seed", self._info.seed_name)):
             if (value := getattr(settings, name)) is not None:
-                parameters[name] = value
+                parameters[theirs] = value
         if settings.max_tokens is not None:
             parameters[self._limit_name] = settings.max_tokens
         if settings.stop is not None:
@@ -162,15 +164,18 @@ class OpenAIProvider:
     async def stream_response(self, request: ModelRequest) -> AsyncIterator[Delta]:
         parameters = self.effective_parameters(request)
         extra = parameters.pop("extra", None)
+        if (seed := self._info.seed_name) != "seed" and seed in parameters:
+            extra = {seed: parameters.pop(seed)} | (extra or {})  # the SDK has no argument for it
         with self._translating():
             stream = await self._client.chat.completions.create(
                 model=request.model,
                 messages=_messages(request),
                 stream=True,
-                stream_options={"include_usage": True},
+                stream_options={"include_usage": True} if self._info.asked_for_usage else sdk.omit,
                 extra_body=extra,
                 **parameters,
             )
+            keep_json(stream.response)
             async with stream, aclosing(_deltas(stream, ThinkingSplitter() if self._splits else None)) as deltas:
                 if limits := rate_limits(stream.response.headers):
                     yield LimitsDelta(limits)
@@ -238,7 +243,7 @@ def translate(exc: Exception, *secrets: str) -> ProviderError:
             text = f"{CUT_OFF}: {text or type(exc).__name__}"
         case UnicodeEncodeError():
             text = "the request holds text that UTF-8 cannot carry"
-        case ValueError() | TypeError() | AttributeError():
+        case ValueError() | TypeError() | AttributeError() | RecursionError():
             text = f"the server sent what the OpenAI API does not: {exc}"
     return kind(one_line(text, *secrets), provider=INFO.name, status=status, retry_after_s=retry_after, limits=limits)
 
@@ -262,6 +267,15 @@ def _message(message: Message) -> dict[str, Any]:
     return sent
 
 
+def broken_off(stream: sdk.AsyncStream[Any]) -> Exception:
+    """The error for a stream that ended before the reply did; what the server said in place of it is within it."""
+    said = kept_json(stream.response)
+    if not (text := message_in(said)):
+        return unfinished(stream.response.headers, INFO.name)
+    error = said.get("error")
+    return sdk.APIError(text, stream.response.request, body=error if isinstance(error, dict) else said)
+
+
 async def _deltas(
     stream: sdk.AsyncStream[ChatCompletionChunk], splitter: ThinkingSplitter | None
 ) -> AsyncGenerator[Delta]:
@@ -275,6 +289,8 @@ async def _deltas(
         if chunk.usage is not None:
             yield UsageDelta(_usage(chunk.usage))
         for choice in chunk.choices or ():
+            if choice.index:
+                continue  # another reply to the same request
             reason = choice.finish_reason or reason
             delta = choice.delta
             if delta is None:
@@ -287,11 +303,18 @@ async def _deltas(
                         yield kept
                     splitter = None  # a server that has a field for it leaves none in the text
                 yield ThinkingDelta(thought)
-            if delta.content:
-                if splitter is None:
-                    yield TextDelta(delta.content)
+            if content := delta.content:
+                if type(content) is list:
+                    if splitter is not None:
+                        for kept in splitter.end():
+                            yield kept
+                        splitter = None  # thinking has parts of its own
+                    for piece in _parts(content):
+                        yield piece
+                elif splitter is None:
+                    yield TextDelta(content)
                 else:
-                    for piece in splitter.feed(delta.content):
+                    for piece in splitter.feed(content):
                         yield piece
                     if splitter.decided:
                         splitter = None
@@ -310,7 +333,7 @@ async def _deltas(
         for kept in splitter.end():
             yield kept
     if reason is None:
-        raise unfinished(stream.response.headers, INFO.name)
+        raise broken_off(stream)
     yield Finish(
         reason=FinishReason.REFUSAL if refused else FINISH_REASONS.get(reason, FinishReason.UNKNOWN),
         model=model,
@@ -319,12 +342,29 @@ async def _deltas(
     )
 
 
+def _parts(content: Iterable[Any]) -> Iterator[Delta]:
+    """What stands in a list of parts, as Mistral's thinking models send it; parts of other kinds have no text."""
+    for part in content:
+        if part.get("type") == "thinking":
+            thought = part.get("thinking")
+            for piece in thought if isinstance(thought, list) else ({"text": thought},):
+                if text := piece.get("text"):
+                    yield ThinkingDelta(text)
+        elif text := part.get("text"):
+            yield TextDelta(text)
+
+
 def _usage(reported: CompletionUsage) -> Usage:
     prompt, completion = reported.prompt_tokens_details, reported.completion_tokens_details
+    read, written = reported.prompt_tokens, reported.completion_tokens
+    thought = completion.reasoning_tokens if completion is not None else None
+    # xAI counts what was thought beside the reply, the others within it; only the total tells which.
+    if thought and None not in (read, written) and reported.total_tokens == read + written + thought:
+        written += thought
     return Usage(
-        prompt_tokens=reported.prompt_tokens,
-        completion_tokens=reported.completion_tokens,
-        thinking_tokens=completion.reasoning_tokens if completion is not None else None,
+        prompt_tokens=read,
+        completion_tokens=written,
+        thinking_tokens=thought,
         cached_tokens=prompt.cached_tokens if prompt is not None else None,
         cache_write_tokens=prompt.cache_write_tokens if prompt is not None else None,
     )

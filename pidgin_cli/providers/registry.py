@@ -16,6 +16,7 @@ from pidgin_cli.core.errors import SpecError
 from pidgin_cli.core.types import Agent, AgentSettings, ModelRequest, Timeouts
 
 from .base import Provider
+from .extra_rules import refused_words
 from .limits import Limited, Limiter, Wait
 from .model_rules import hides_thinking, refused
 from .replay import ReadRecording, ReplayProvider
@@ -68,6 +69,10 @@ class ProviderInfo(NamedTuple):
     """Host of the vendor's own API, where its prices hold and a key is needed; None: a server of the person's own."""
     takes: frozenset[str] = SETTINGS
     """Names of the settings that its API has something for."""
+    seed_name: str = "seed"
+    """What chat completions call the seed here."""
+    asked_for_usage: bool = True
+    """Whether chat completions count tokens only when a request says so. False: they always do, and refuse the word."""
     keeps_thinking: bool = False
     """Whether a model can be given back what it thought in earlier turns."""
     late_system: Literal["message", "parameter", "user"] = "parameter"
@@ -144,7 +149,7 @@ PROVIDERS: dict[str, ProviderInfo] = {
         _compatible("groq", "https://api.groq.com/openai/v1"),
         _compatible("together", "https://api.together.xyz/v1"),
         _compatible("deepseek", "https://api.deepseek.com"),
-        _compatible("mistral", "https://api.mistral.ai/v1"),
+        _compatible("mistral", "https://api.mistral.ai/v1")._replace(seed_name="random_seed", asked_for_usage=False),
         _compatible("vllm", "http://127.0.0.1:8000/v1", hosted=False),
         _compatible("llamacpp", "http://127.0.0.1:8080/v1", hosted=False),
         _compatible("lmstudio", "http://127.0.0.1:1234/v1", hosted=False),
@@ -245,6 +250,8 @@ def late_system(model_id: str) -> Literal["message", "parameter", "user"]:
 def unsupported(info: ProviderInfo, agent: Agent, *, thinks: bool | None) -> dict[str, str]:
     """Settings of an agent that cannot have their effect, each with the reason.
 
+    Words of `extra` that may not stand there are `extra.word`; see `extra_rules`.
+
     Args:
         thinks: whether the model is known to think; None: not known, the endpoint decides.
     """
@@ -268,7 +275,9 @@ def unsupported(info: ProviderInfo, agent: Agent, *, thinks: bool | None) -> dic
         hidden = hides_thinking(info.name, agent.settings)
     if hidden is not None:
         found["thinking_visible"] = hidden
-    return refused(info.name, split_model(agent.model)[1], agent, thinks=thinks) | found
+    model = split_model(agent.model)[1]
+    words = refused_words(_adapter(info, model, agent.settings), agent.settings)
+    return refused(info.name, model, agent, thinks=thinks) | found | words
 
 
 def missing_key(info: ProviderInfo) -> str | None:

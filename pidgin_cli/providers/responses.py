@@ -24,9 +24,10 @@ from pidgin_cli.core.types import (
     UsageDelta,
 )
 
-from .openai import INFO, OpenAIProvider
+from .instead import keep_json
+from .openai import OpenAIProvider, broken_off
 from .registry import needs_responses
-from .wire import rate_limits, unfinished
+from .wire import rate_limits
 
 __all__ = ["ResponsesProvider", "needs_responses"]
 
@@ -77,6 +78,7 @@ class ResponsesProvider(OpenAIProvider):
                 extra_body=extra or None,
                 **parameters,
             )
+            keep_json(stream.response)
             async with stream, aclosing(_deltas(stream)) as deltas:
                 if limits := rate_limits(stream.response.headers):
                     yield LimitsDelta(limits)
@@ -133,7 +135,7 @@ async def _deltas(stream: sdk.AsyncStream[ResponseStreamEvent]) -> AsyncGenerato
             case "error":
                 raise _error(stream, event.message, event.code)
     if response is None:
-        raise unfinished(stream.response.headers, INFO.name)
+        raise broken_off(stream)
     reason = FinishReason.TOOL_CALLS if called else FinishReason.REFUSAL if refused else FinishReason.STOP
     if response.status == "incomplete":
         details = response.incomplete_details

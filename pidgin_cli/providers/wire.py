@@ -44,6 +44,8 @@ CUT_OFF = "the stream ended before the reply was whole"
 PLACEHOLDER_KEY = "none-needed"
 """For servers that want no key; the SDKs refuse to start without one."""
 MESSAGE_LIMIT = 500
+LONGEST_WAIT_S = 86_400.0
+"""More than this a provider did not mean, or nobody would wait for: it counts as not told."""
 
 _What = Literal["requests", "tokens", "input tokens", "output tokens"]
 _Field = Literal["limit", "remaining", "reset"]
@@ -113,7 +115,8 @@ def message_in(body: object) -> str:
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """Seconds to wait as the provider asks: `retry-after-ms`, or `retry-after` in seconds or as a date.
 
-    Without either: until the last of the limits resets of which the rate-limit headers say that nothing remains.
+    Without either: until the last of the limits resets of which the rate-limit headers say that nothing remains. More
+    than `LONGEST_WAIT_S` counts as not told.
     """
     asked = _retry_after(headers)
     return asked if asked is not None else _until_reset(headers)
@@ -139,7 +142,8 @@ def rate_limits(headers: Mapping[str, str]) -> tuple[RateLimit, ...]:
     OpenAI and those who follow it have `x-ratelimit-limit-requests`, `-remaining-` and `-reset-`, and the same for
     tokens; Anthropic has `anthropic-ratelimit-requests-limit` and so on, with tokens also by input and output. Some
     limits are per day, which nothing in the headers tells: taken as per minute they hold nobody back until nothing
-    remains, and then until the reset. What cannot be read, and limits of 0 or less, are left out.
+    remains, and then until the reset. What cannot be read, resets further off than `LONGEST_WAIT_S`, and limits of 0
+    or less, are left out.
     """
     found: dict[_What, dict[_Field, str]] = {}
     for name, value in headers.items():
@@ -151,7 +155,7 @@ def rate_limits(headers: Mapping[str, str]) -> tuple[RateLimit, ...]:
         if (limit is not None and limit <= 0) or (limit is None and remaining is None):
             continue
         reset = fields.get("reset")
-        reset_s = None if reset is None else _span(reset, headers.get("date"))
+        reset_s = None if reset is None else _sensible(_span(reset, headers.get("date")))
         limits.append(RateLimit(what, limit, None if remaining is None else max(0, remaining), reset_s))
     return tuple(limits)
 
@@ -168,6 +172,13 @@ def _until_reset(headers: Mapping[str, str]) -> float | None:
     return max(spent, default=None)
 
 
+def _sensible(wait_s: float | None) -> float | None:
+    """A wait in seconds, from 0 on; None where it is none, or too long to be meant."""
+    if wait_s is None or not math.isfinite(wait_s) or wait_s > LONGEST_WAIT_S:
+        return None
+    return max(0.0, wait_s)
+
+
 def _span(text: str, date: str | None) -> float | None:
     """Seconds in `6m0s`, `120ms` or `7`, or until a moment such as `2026-11-21T09:00:00Z` or `1795251600`.
 
@@ -180,7 +191,7 @@ def _span(text: str, date: str | None) -> float | None:
     try:
         seconds = float(text)
         if not math.isfinite(seconds) or seconds < _YEAR_S:
-            return max(0.0, seconds) if math.isfinite(seconds) else None
+            return seconds if math.isfinite(seconds) else None
         when = datetime.fromtimestamp(seconds / 1000 if seconds > 1e11 else seconds, UTC)
     except (ValueError, OverflowError, OSError):
         try:
@@ -189,13 +200,13 @@ def _span(text: str, date: str | None) -> float | None:
             return None
     if when.tzinfo is None:
         return None
-    return max(0.0, (when - (_date(date) or datetime.now(UTC))).total_seconds())
+    return (when - (_date(date) or datetime.now(UTC))).total_seconds()
 
 
 def _date(text: str | None) -> datetime | None:
     try:
         when = parsedate_to_datetime(text or "")
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return when if when.tzinfo is not None else when.replace(tzinfo=UTC)  # "-0000": UTC, source zone unknown
 
@@ -206,10 +217,10 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
             seconds = float(headers.get(name, "")) / per_second
         except ValueError:
             continue
-        if math.isfinite(seconds):
-            return max(0.0, seconds)
+        if (wait := _sensible(seconds)) is not None:
+            return wait
     when = _date(headers.get("retry-after"))
-    return None if when is None else max(0.0, (when - datetime.now(UTC)).total_seconds())
+    return None if when is None else _sensible((when - datetime.now(UTC)).total_seconds())
 
 
 def error_class(status: int) -> type[ProviderError]:

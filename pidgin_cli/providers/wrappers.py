@@ -13,10 +13,21 @@ from msgspec.structs import replace
 
 from pidgin_cli.core.errors import ProviderError, ProviderTimeout, ProviderUnavailable, RateLimited
 from pidgin_cli.core.events import APIErrorEvent, Event, RateLimitEvent
-from pidgin_cli.core.types import Delta, Finish, LimitsDelta, ModelRequest, Retries, Timeouts, Timing, UsageDelta
+from pidgin_cli.core.types import (
+    Delta,
+    Finish,
+    LimitsDelta,
+    ModelRequest,
+    Retries,
+    TextDelta,
+    Timeouts,
+    Timing,
+    UsageDelta,
+)
 
 from .base import Provider, Report
 from .limits import Limited, Limiter
+from .validation import checked
 
 __all__ = ["Limited", "Limiter", "RetryPolicy", "Retrying", "Sleep", "Timed", "retry_wait"]
 
@@ -74,7 +85,10 @@ class _Watch:
 
 
 class Timed:
-    """Measures a reply, and raises `ProviderTimeout` when a part of it takes too long."""
+    """Measures a reply, and raises `ProviderTimeout` when a part of it takes too long.
+
+    As the first to look into what an adapter hands out it also raises what `validation.checked` does.
+    """
 
     def __init__(self, inner: Provider, timeouts: Timeouts, provider: str) -> None:
         self._inner = inner
@@ -116,6 +130,9 @@ class Timed:
                     ) from None
                 finally:
                     watch.stop()
+                # Nearly every piece is text, for which nothing has to be called.
+                if not (type(delta) is TextDelta and type(delta.text) is str):
+                    delta = checked(delta, self._provider)
                 if isinstance(delta, UsageDelta):
                     tokens = delta.usage.completion_tokens or tokens
                 elif isinstance(delta, Finish):

@@ -58,13 +58,15 @@ def colour(field: str, title: str, values: Sequence[str], counts: Mapping[str, i
     """Colour by a field; without a legend where there is only one value.
 
     Args:
-        counts: how many there are of each, to be told in the legend.
+        values: all that the field can have, drawn here or not: each has its colour by its place among them.
+        counts: how many there are of each that is drawn, to be told in the legend; None: all are drawn.
     """
     # Names go into the expression as string literals of JSON, which nothing in them can end.
-    named = {value: f"{value} (n = {counts[value]})" for value in values if value in counts} if counts else {}
+    shown = list(values) if counts is None else [value for value in values if value in counts]
+    named = {value: f"{value} (n = {counts[value]})" for value in shown} if counts else {}
     label = f"{msgspec.json.encode(named).decode()}[datum.label]" if named else alt.Undefined
-    legend = None if len(values) < 2 else alt.Legend(title=title, symbolLimit=60, labelExpr=label)
-    return alt.Color(field, type="nominal", title=title, sort=list(values), legend=legend)
+    legend = None if len(values) < 2 else alt.Legend(title=title, symbolLimit=60, labelExpr=label, values=shown)
+    return alt.Color(field, type="nominal", title=title, scale=alt.Scale(domain=list(values)), legend=legend)
 
 
 def svg(chart: alt.TopLevelMixin, tables: Mapping[str, Rows]) -> str:

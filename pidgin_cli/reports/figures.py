@@ -31,6 +31,7 @@ from pidgin_cli.metrics.words import STOP_WORDS_VERSION, stop_words, word_table
 
 from . import drawing
 from .study import NO_ARM, Study, Talk
+from .text import count, readable
 from .transcript import money
 
 __all__ = ["FIGURES", "Figure", "as_csv", "draw", "undrawn"]
@@ -54,7 +55,8 @@ SEED = 20260101
 WIDTH = 640
 LOWEST_INDEX = -1.0
 """Of the corrected convergence in the drawing."""
-_TURN_AXIS = alt.Axis(tickMinStep=1, format="d")
+MOST_TICKS = 12
+"""On an axis that counts; of more, the library chooses some."""
 
 Table = tuple[tuple[str, ...], list[tuple[Any, ...]]]
 
@@ -142,8 +144,8 @@ def _counts(talks: Iterable[Talk]) -> Counter[str]:
 def _words(study: Study, kind: Literal["word", "emoji"]) -> _Drawn:
     talks = _need(study, study.compared)
     groups = [(NO_ARM, list(talks))]
-    if len(study.arms) > 1:
-        groups += [(arm, found) for arm in study.arms if (found := study.of_arm(arm, talks))]
+    if len(arms := _counts(talks)) > 1:
+        groups += [(arm, study.of_arm(arm, talks)) for arm in study.arms if arm in arms]
     left_out = stop_words() if kind == "word" else frozenset()
     columns = ("arm", kind, "mean_uses", "percent_of_transcripts", "median_uses", "max_uses", "uses", "transcripts")
     rows: list[tuple[Any, ...]] = []
@@ -198,7 +200,7 @@ def _words(study: Study, kind: Literal["word", "emoji"]) -> _Drawn:
 
 
 def _lengths(study: Study) -> _Drawn:
-    talks = _need(study, [talk for talk in study.valid if talk.messages])
+    talks = _need(study, [talk for talk in study.compared if talk.messages])
     columns = ("conversation_id", "arm", "message_index", "turn", "agent", "tokens", "characters", "empty")
     rows: list[tuple[Any, ...]] = []
     by_turn: dict[tuple[str, str, int], list[int]] = {}
@@ -229,20 +231,27 @@ def _lengths(study: Study) -> _Drawn:
         .encode(x=x, y=y, color=by_arm, strokeDash=dash),
     ).properties(width=WIDTH, height=300)
     caption = (
-        f"n = {len(talks)} conversations that are not invalid. Thick: mean by arm and agent over those still running "
+        f"{study.basis}. Thick: mean by arm and agent over those still running "
         f"at that turn; thin: conversations{_some(talks, DRAWN_LINES)}. A message at 0 is empty or holds no word, such "
         "as emoji alone."
     )
     return _Drawn(caption, columns, rows, chart, {"thin": thin, "thick": thick})
 
 
-def _turns(turns: Iterable[int], axis: alt.Axis | None = _TURN_AXIS) -> alt.X:
+def _turns(turns: Iterable[int], *, labels: bool = True) -> alt.X:
     """The axis of turns, from the first to the last there is, a single one in its middle."""
     found = list(turns)
     low, high = min(found), max(found)
     room = 0.5 if low == high else 0.0
     scale = alt.Scale(domain=[low - room, high + room], nice=False, zero=False)
-    return alt.X("turn", type="quantitative", title="turn", axis=axis, scale=scale)
+    return alt.X("turn", type="quantitative", title="turn", axis=_whole(low, high) if labels else None, scale=scale)
+
+
+def _whole(low: int, high: int) -> alt.Axis:
+    """Labels at whole numbers. A least step alone still sets ticks between them where there are few."""
+    if high - low < MOST_TICKS:
+        return alt.Axis(values=list(range(low, high + 1)), format="d")
+    return alt.Axis(tickMinStep=1, format="d")
 
 
 def _some(items: Sequence[Any], most: int) -> str:
@@ -250,7 +259,7 @@ def _some(items: Sequence[Any], most: int) -> str:
 
 
 def _vocabulary(study: Study) -> _Drawn:
-    talks = _need(study, [talk for talk in study.valid if talk.messages])
+    talks = _need(study, [talk for talk in study.compared if talk.messages])
     columns = ("conversation_id", "arm", "message_index", "tokens", "types")
     rows: list[tuple[Any, ...]] = []
     slopes: list[float] = []
@@ -289,14 +298,14 @@ def _vocabulary(study: Study) -> _Drawn:
         else "No slope: no conversation has 200 words in three messages. "
     )
     caption = (
-        f"n = {len(talks)} conversations that are not invalid{_some(talks, DRAWN_LINES)} drawn, both agents together, "
-        f"a point after each message. {slope}A tail that goes flat says nothing new."
+        f"{study.basis}. A line for each{_some(talks, DRAWN_LINES)}, both agents together, a point after each message. "
+        f"{slope}A tail that goes flat says nothing new."
     )
     return _Drawn(caption, columns, rows, chart, {"growth": data})
 
 
 def _convergence(study: Study) -> _Drawn:
-    talks = _need(study, study.compared)
+    talks = _need(study, [talk for talk in study.compared if talk.messages])
     columns = ("arm", "turn", "n", "mean", "ci_low", "ci_high")
     values: dict[str, dict[str, dict[int, float]]] = {}
     corrected = "convergence_index_pooled" in study.columns and any(
@@ -363,7 +372,7 @@ def _convergence(study: Study) -> _Drawn:
     running = (
         means.mark_text(fontSize=10)
         .encode(
-            x=_turns((row[1] for row in rows), axis=None),
+            x=_turns((row[1] for row in rows), labels=False),
             y=alt.Y(
                 "arm",
                 type="nominal",
@@ -457,7 +466,7 @@ def _recurrence(study: Study) -> _Drawn:
         .properties(width=side, height=side)
     )
     caption = (
-        f"Conversation {talk.id}, the most repetitive of the {len(looked_at)} looked at"
+        f"Conversation {talk.id}, the most repetitive of {len(looked_at)} looked at, complete or not"
         + (f", its first {LONGEST_PLOT} messages" if len(talk.messages) > LONGEST_PLOT else "")
         + ". Each cell: how many word trigrams two messages share (below six words: words). A loop shows as lines "
         "beside the diagonal; their distance is its period. Cells below 0.02 are left blank."
@@ -527,7 +536,7 @@ def _last_third(items: Sequence[Any]) -> Sequence[Any]:
 # Ends
 
 
-def _shares(study: Study, label: str, told: Callable[[Talk], str], talks: Sequence[Talk], what: str) -> _Drawn:
+def _shares(study: Study, label: str, told: Callable[[Talk], str], talks: Sequence[Talk], basis: str) -> _Drawn:
     columns = ("arm", label, "conversations", "of", "share", "ci_low", "ci_high")
     rows: list[tuple[Any, ...]] = []
     ends = [name for name, _ in Counter(told(talk) for talk in talks).most_common()]
@@ -550,17 +559,18 @@ def _shares(study: Study, label: str, told: Callable[[Talk], str], talks: Sequen
         title="share of conversations",
     )
     y = alt.Y(label, type="nominal", sort=ends, title=None)
-    offset = alt.YOffset("arm", type="nominal", sort=study.arms)
+    arms = _counts(talks)
+    offset = alt.YOffset("arm", type="nominal", sort=[arm for arm in study.arms if arm in arms])
     base = alt.Chart(alt.NamedData(name="shares")).encode(y=y, yOffset=offset)
-    step = alt.Step(22 if len(study.arms) == 1 else 15, **{"for": "offset" if len(study.arms) > 1 else "position"})
+    step = alt.Step(22 if len(arms) == 1 else 15, **{"for": "offset" if len(arms) > 1 else "position"})
     chart = alt.layer(
-        base.mark_bar(opacity=0.75).encode(x=share, color=drawing.colour("arm", "arm", study.arms)),
+        base.mark_bar(opacity=0.75).encode(x=share, color=drawing.colour("arm", "arm", study.arms, arms)),
         base.mark_rule(strokeWidth=1.5).encode(x=alt.X("ci_low", type="quantitative"), x2="ci_high"),
         base.mark_text(align="left", dx=5, fontSize=10).encode(
             x=alt.X("ci_high", type="quantitative"), text="counted:N"
         ),
     ).properties(width=WIDTH - 120, height=step)
-    caption = f"n = {len(talks)} conversations that are not invalid, {what}. Lines: 95 % intervals (Wilson)."
+    caption = f"{basis}. Lines: 95 % intervals (Wilson)."
     return _Drawn(caption, columns, rows, chart, {"shares": data})
 
 
@@ -571,18 +581,28 @@ def _ending(talk: Talk) -> str:
 
 
 def _end_reasons(study: Study) -> _Drawn:
-    return _shares(study, "end", _ending, _need(study, study.valid), "by how they ended")
+    talks = _need(study, study.valid)
+    basis = f"n = {count(len(talks), 'conversation')} not marked invalid, complete or not"
+    return _shares(study, "end", _ending, talks, basis)
 
 
 def _has_states(talk: Talk) -> bool:
     return any(state is not None for state in talk.metric("state"))
 
 
-def _states(study: Study) -> list[Talk]:
-    talks = [talk for talk in _need(study, [each for each in study.valid if each.messages]) if _has_states(talk)]
+def _with_states(study: Study, among: Sequence[Talk]) -> list[Talk]:
+    """Those whose states are known. Raises _Absent where there are none."""
+    talks = [talk for talk in _need(study, [each for each in among if each.messages]) if _has_states(talk)]
     if not talks:
         raise _Absent("the database holds no states: the conversations were run without live metrics")
     return talks
+
+
+def _compared_with_states(study: Study) -> tuple[list[Talk], str]:
+    """Those that are compared and whose states are known, and a sentence on which they are."""
+    talks = _with_states(study, study.compared)
+    unknown = len(study.compared) - len(talks)
+    return talks, study.basis + (f"; of {unknown} no states are known" if unknown else "")
 
 
 def _last_state(talk: Talk) -> str:
@@ -595,11 +615,12 @@ def _outcome(talk: Talk) -> str:
 
 
 def _end_states(study: Study) -> _Drawn:
-    return _shares(study, "state", _last_state, _states(study), "by the state of their last message")
+    talks, basis = _compared_with_states(study)
+    return _shares(study, "state", _last_state, talks, f"{basis}. The state is that of the last message")
 
 
 def _first_passage(talk: Talk) -> Passage:
-    """The turns until the first state outside `normal`, dated back to its onset. Of one of `_states`."""
+    """The turns until the first state outside `normal`, dated back to its onset. Of one of `_with_states`."""
     turns = {message["message_index"]: int(message["turn_number"]) for message in talk.messages}
     began = entered(turns, talk.metric("state"), talk.metric("state_onset"))
     found = passage(began, ATTRACTOR, max(turns.values()), talk.row["end_reason"])
@@ -608,7 +629,7 @@ def _first_passage(talk: Talk) -> Passage:
 
 
 def _raster(study: Study) -> _Drawn:
-    talks = sorted(_states(study), key=lambda talk: (*_sort_key(talk), len(talk.id), talk.id))
+    talks = sorted(_with_states(study, study.valid), key=lambda talk: (*_sort_key(talk), len(talk.id), talk.id))
     columns = ("conversation_id", "arm", "message_index", "turn", "state", "end")
     rows: list[tuple[Any, ...]] = []
     runs: list[dict[str, Any]] = []
@@ -634,7 +655,13 @@ def _raster(study: Study) -> _Drawn:
         alt.Chart(alt.NamedData(name="runs"))
         .mark_bar(cornerRadius=0)
         .encode(
-            x=alt.X("start", type="quantitative", title="message", scale=alt.Scale(domain=[0, furthest], nice=False)),
+            x=alt.X(
+                "start",
+                type="quantitative",
+                title="message",
+                axis=_whole(0, furthest),
+                scale=alt.Scale(domain=[0, furthest], nice=False),
+            ),
             x2="end",
             y=y,
             color=alt.Color(
@@ -650,7 +677,8 @@ def _raster(study: Study) -> _Drawn:
     ).properties(width=WIDTH - 160, height=alt.Step(max(6, min(16, 900 // len(order)))))
     ends = [{"conversation_id": talk.id, "at": furthest, "told": _ending(talk)} for talk in shown]
     caption = (
-        f"n = {len(talks)} conversations that are not invalid{_some(talks, DRAWN_RASTER)}, one row each, sorted by the "
+        f"n = {count(len(talks), 'conversation')} not marked invalid, complete or not; a row for each"
+        f"{_some(talks, DRAWN_RASTER)}, sorted by the "
         "onset of the first state other than normal. A state is shown from the message that confirms it on. At the "
         "right: how it ended."
     )
@@ -663,7 +691,7 @@ def _sort_key(talk: Talk) -> tuple[int, float]:
 
 
 def _survival(study: Study) -> _Drawn:
-    talks = _states(study)
+    talks, basis = _compared_with_states(study)
     columns = ("arm", "turn", "at_risk", "entered", "censored", "without_state", "ci_low", "ci_high")
     rows: list[tuple[Any, ...]] = []
     found = {arm: [_first_passage(talk) for talk in talks if talk.arm == arm] for arm in study.arms}
@@ -695,8 +723,8 @@ def _survival(study: Study) -> _Drawn:
         .encode(x=x, y=y, color=by_arm),
     ).properties(width=WIDTH, height=300)
     caption = (
-        f"Kaplan-Meier estimate, n = {len(talks)} conversations that are not invalid, of which "
-        f"{sum(p.event for each in passages.values() for p in each)} left the normal state. Event: the turn in which "
+        f"{basis}. Kaplan-Meier estimate; {sum(p.event for each in passages.values() for p in each)} left the normal "
+        "state. Event: the turn in which "
         "the first other state began, dated back to its onset. Ticks: conversations that ended without one, for "
         "whatever reason, counted as censored. Bands: 95 %, log(-log)."
     )
@@ -766,9 +794,12 @@ def _latency(study: Study) -> _Drawn:
         .properties(width=WIDTH, height=260)
     )
     middle = ", ".join(
-        f"{model} {what} {median(found) / 1000:.3g} s" for (model, what), found in sorted(times.items())[:8]
+        f"{model} {what} {readable(median(found) / 1000, 3)} s" for (model, what), found in sorted(times.items())[:8]
     )
-    caption = f"{len(rows)} replies, without waiting under a limit, retries and cached ones. Medians: {middle}."
+    caption = (
+        f"{len(rows):,} replies in conversations not marked invalid, without waiting under a limit, retries and cached "
+        f"ones. Medians: {middle}."
+    )
     return _Drawn(caption, columns, rows, chart, {"times": data})
 
 
@@ -787,7 +818,7 @@ def _cost(study: Study) -> _Drawn:
         .encode(
             x=alt.X("cost_usd", type="quantitative", title="USD per conversation"),
             y=alt.Y("arm", type="nominal", title=None),
-            color=drawing.colour("arm", "arm", study.arms),
+            color=drawing.colour("arm", "arm", study.arms, Counter(row["arm"] for row in known)),
         )
         .properties(width=WIDTH, height=alt.Step(28))
     )

@@ -39,7 +39,7 @@ con = duckdb.connect("../experiments.duckdb", read_only=True)""",
 def show(sql, *values):
     con.sql(sql, params=[EXPERIMENT, *values]).show(max_width=200)""",
     ),
-    ("markdown", "## What happened\n\nThe conversation is the unit of everything below, not the message."),
+    ("markdown", "## What happened"),
     (
         "code",
         '''show("""
@@ -56,7 +56,33 @@ def show(sql, *values):
     ),
     (
         "markdown",
-        "## How they ended\n\nShares with 95 % intervals (Wilson). Invalid conversations are left out of statistics.",
+        "## Which conversations count\n\nThe conversation is the unit of everything below, not the message. Means, "
+        "intervals and tests go over those that are\ncomplete and not marked invalid, as in `pidgin words`, `pidgin "
+        "compare`, the report and the views: the table `counted`.\nTo count others, change its last line.",
+    ),
+    (
+        "code",
+        '''con.execute("""
+    CREATE OR REPLACE TEMP TABLE counted AS
+    SELECT experiment_id, conversation_id, coalesce(arm, '') AS arm FROM conversations
+    WHERE experiment_id = ? AND status = 'completed' AND NOT coalesce(invalid, false)
+""", [EXPERIMENT])
+show("""
+    SELECT coalesce(c.arm, '') AS arm, count(k.conversation_id) AS n, count(*) - n AS left_out,
+           count(*) FILTER (c.invalid) AS invalid,
+           count(*) FILTER (NOT coalesce(c.invalid, false) AND c.status <> 'completed') AS valid_not_complete
+    FROM conversations c LEFT JOIN counted k USING (conversation_id) WHERE c.experiment_id = ? GROUP BY ALL ORDER BY ALL
+""")
+arms = ask("SELECT DISTINCT coalesce(arm, '') AS arm FROM conversations WHERE experiment_id = ? ORDER BY arm")["arm"]
+colours = {{arm: f"C{{place}}" for place, arm in enumerate(arms)}}  # one for each arm, in every figure
+every = ask("SELECT conversation_id FROM conversations WHERE experiment_id = ?")["conversation_id"]
+n = len(ask("SELECT conversation_id FROM counted WHERE experiment_id = ?")["conversation_id"])
+print(f"n = {{n}} of {{len(every)}} conversations; {{len(every) - n}} left out")''',
+    ),
+    (
+        "markdown",
+        "## How they ended\n\nShares with 95 % intervals (Wilson), of all conversations that are not invalid, complete "
+        "or not.",
     ),
     (
         "code",
@@ -79,13 +105,12 @@ ax.set_yticks(range(len(ends["n"])), [f"{{r}} ({{n}})" for r, n in zip(ends["rea
 ax.set(xlim=(0, 1), xlabel=f"share of {{total}} conversations")
 plt.show()""",
     ),
-    ("markdown", "## Message lengths\n\nThin: conversations. Thick: the mean at each turn."),
+    ("markdown", "## Message lengths\n\nThin: conversations. Thick: their mean at each turn."),
     (
         "code",
         '''lengths = ask("""
     SELECT conversation_id, turn_number, avg(length(content)) AS characters
-    FROM messages JOIN conversations c USING (conversation_id)
-    WHERE c.experiment_id = ? AND NOT coalesce(c.invalid, false)
+    FROM messages JOIN counted c USING (conversation_id) WHERE c.experiment_id = ?
     GROUP BY ALL ORDER BY conversation_id, turn_number
 """)''',
     ),
@@ -99,13 +124,14 @@ for name in np.unique(lengths["conversation_id"]):
 means = [characters[turns == turn].mean() for turn in np.unique(turns)]
 ax.plot(np.unique(turns), means, color="tab:blue", linewidth=2.5, marker="o", markersize=3)
 ax.set(xlabel="turn", ylabel="characters per message", ylim=(0, None))
-ax.locator_params(axis="x", integer=True)
+ax.set_title(f"n = {{len(np.unique(lengths['conversation_id']))}} conversations", loc="left", fontsize="medium")
+ax.locator_params(axis="x", integer=True, min_n_ticks=1)
 plt.show()""",
     ),
     (
         "markdown",
-        "## Words\n\nMean uses per transcript, share of transcripts, median and most in one. The mean alone misleads:\n"
-        "one transcript can hold most uses of a word.",
+        "## Words\n\nOver n transcripts: mean uses, share of transcripts, median and most in one. The mean alone "
+        "misleads:\none transcript can hold most uses of a word.",
     ),
     (
         "code",
@@ -113,12 +139,12 @@ plt.show()""",
 
 words = """
     WITH talks AS (
-        SELECT conversation_id FROM conversations WHERE experiment_id = ? AND NOT coalesce(invalid, false)
+        SELECT conversation_id FROM counted WHERE experiment_id = ?
     ), used AS (
         SELECT conversation_id, word, sum(uses)::BIGINT AS uses FROM word_uses SEMI JOIN talks USING (conversation_id)
         WHERE kind = ? AND NOT list_contains(?, word) GROUP BY ALL
     ), often AS (SELECT word FROM used GROUP BY word ORDER BY sum(uses) DESC, word LIMIT 20)
-    SELECT word, round(avg(coalesce(uses, 0)), 2) AS mean,
+    SELECT word, count(*) AS n, round(avg(coalesce(uses, 0)), 2) AS mean,
            round(100 * count(uses) / count(*), 1) AS percent_of_transcripts,
            median(coalesce(uses, 0)) AS median, max(uses) AS max
     FROM talks CROSS JOIN often LEFT JOIN used USING (conversation_id, word)
@@ -146,20 +172,22 @@ show("""
     (
         "code",
         '''trend = ask("""
-    SELECT arm, turn_number, n, mean, ci_low, ci_high FROM convergence_trends
+    SELECT coalesce(arm, '') AS arm, turn_number, n, mean, ci_low, ci_high FROM convergence_trends
     WHERE experiment_id = ? AND mean IS NOT NULL ORDER BY arm, turn_number
 """)
 fig, ax = plt.subplots(figsize=(8, 4))
 for arm in np.unique(trend["arm"]):
     own = trend["arm"] == arm
     label = arm.replace("$", r"\\$") or "all"
-    ax.plot(trend["turn_number"][own], trend["mean"][own].astype(float), marker="o", markersize=3, label=label)
+    label += f" (n = {{max(trend['n'][own])}})"
+    colour = colours[arm]
+    ax.plot(trend["turn_number"][own], trend["mean"][own].astype(float), "o-", color=colour, markersize=3, label=label)
     low, high = (trend[name][own].astype(float) for name in ("ci_low", "ci_high"))
-    ax.fill_between(trend["turn_number"][own].astype(int), low, high, alpha=0.2)
+    ax.fill_between(trend["turn_number"][own].astype(int), low, high, color=colour, alpha=0.2, linewidth=0)
 if len(trend["arm"]):
     ax.legend()
 ax.set(xlabel="turn", ylabel="convergence", ylim=(0, 1))
-ax.locator_params(axis="x", integer=True)
+ax.locator_params(axis="x", integer=True, min_n_ticks=1)
 plt.show()''',
     ),
     (
@@ -171,11 +199,11 @@ plt.show()''',
         "code",
         '''passages = ask("""
     SELECT c.arm, min(began.turn_number) FILTER (state <> 'normal') AS entered, max(m.turn_number) AS last
-    FROM messages m JOIN conversations c USING (conversation_id)
+    FROM messages m JOIN counted c USING (conversation_id)
     JOIN message_metrics s USING (conversation_id, message_index)
     ASOF JOIN messages began ON m.conversation_id = began.conversation_id
         AND coalesce(state_onset, m.message_index) <= began.message_index
-    WHERE c.experiment_id = ? AND NOT coalesce(c.invalid, false) AND state IS NOT NULL
+    WHERE c.experiment_id = ? AND state IS NOT NULL
     GROUP BY c.arm, m.conversation_id ORDER BY c.arm
 """)
 had = np.array([turn is not None for turn in passages["entered"]], dtype=bool)
@@ -190,10 +218,11 @@ fig, ax = plt.subplots(figsize=(8, 4))
 for arm, group in zip(np.unique(passages["arm"]), groups):
     curve = kaplan_meier(*group)
     label = f"{{arm or 'all'}} (n = {{len(group[0])}})".replace("$", r"\\$")
-    ax.step([0, *curve.times], [1, *curve.survival], where="post", label=label)
+    ax.step([0, *curve.times], [1, *curve.survival], where="post", color=colours[arm], label=label)
 if groups:
-    ax.legend()
+    ax.legend(loc="lower left")
 ax.set(xlabel="turn", ylabel="still in the normal state", ylim=(0, 1.02))
+ax.locator_params(axis="x", integer=True, min_n_ticks=1)
 plt.show()
 logrank(*groups)""",
     ),
@@ -208,16 +237,18 @@ logrank(*groups)""",
         '''from pidgin_cli.metrics.statistics import compare_groups
 
 sizes = ask("""
-    SELECT c.arm, avg(length(content)) AS characters FROM messages JOIN conversations c USING (conversation_id)
-    WHERE c.experiment_id = ? AND NOT coalesce(c.invalid, false) GROUP BY c.arm, conversation_id ORDER BY ALL
+    SELECT c.arm, avg(length(content)) AS characters FROM messages JOIN counted c USING (conversation_id)
+    WHERE c.experiment_id = ? GROUP BY c.arm, conversation_id ORDER BY ALL
 """)
-arms = np.unique(sizes["arm"])
-if len(arms) > 1:
-    found = compare_groups(*(sizes["characters"][sizes["arm"] == arm] for arm in arms[:2]), seed=1)
-    print(f"{{arms[1]}} less {{arms[0]}}: {{found.difference:.1f}} characters per message")
+pair = np.unique(sizes["arm"])[:2]
+if len(pair) == 2:
+    groups = [sizes["characters"][sizes["arm"] == arm] for arm in pair]
+    found = compare_groups(*groups, seed=1)
+    print(f"{{pair[1]}} (n = {{len(groups[1])}}) less {{pair[0]}} (n = {{len(groups[0])}}):")
+    print(f"{{found.difference:.1f}} characters per message")
     print(found.interval, found.g, found.permutation, sep="\\n")
 else:
-    print("there is one arm only")''',
+    print("no two arms have conversations that count")''',
     ),
     (
         "markdown",

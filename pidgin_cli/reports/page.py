@@ -25,7 +25,7 @@ from pidgin_cli.eventlog.manifest import Manifest
 from .drawing import for_page
 from .figures import Figure, as_csv
 from .readme import environment
-from .text import count
+from .text import count, readable
 from .transcript import Lineage, money
 
 __all__ = ["page"]
@@ -142,7 +142,7 @@ def _figure(figure: Figure) -> dict[str, Any]:
 def _cell(value: object) -> object:
     if value is None:
         return ""
-    return f"{value:.4g}" if isinstance(value, float) else value
+    return readable(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
 def _items(events: Sequence[Event], shared: int) -> Iterator[_Item]:

@@ -208,13 +208,14 @@ class PostProcessor:
         if imported.failed:
             raise StoreError(imported.failed)
         if imported.damage:
-            return f"{len(imported.damage)} damaged lines left out: {imported.damage[0]}"
+            more = len(imported.damage) - 1
+            return f"damaged: {imported.damage[0]}" + (f", and {count(more, 'other fault')}" if more else "")
         return f"{imported.messages} messages" if imported.conversations else "nothing has changed"
 
     def check_metrics(self) -> str:
         """Compute the metrics that are for afterwards, and say how many messages have any.
 
-        Raises where the database holds other messages than the record.
+        Conversations of which the database holds other messages than the record are named; raises where all are such.
         """
         from .measuring import measure
 
@@ -234,12 +235,18 @@ class PostProcessor:
             with_metrics = len(store.metrics.by_message(self.folder.experiment_id, ()))
         recorded = {name: entry.messages for name, entry in self.manifest.conversations.items() if entry.last_seq >= 0}
         differing = [name for name, number in recorded.items() if taken.get(name) != number]
+        told = measured.told()
         if differing and not self._is_live(self.folder.experiment_id):
-            raise StoreError(f"the database and the record differ in the messages of {', '.join(differing[:5])}")
+            fault = f"the database and the record differ in the messages of {', '.join(differing[:5])}"
+            if len(differing) > 5:
+                fault += f" and {len(differing) - 5} more"
+            if len(differing) == len(recorded):
+                raise StoreError(fault)
+            told.insert(0, fault)
         total = sum(taken.values())
         if not total:
-            return "there are no messages"
-        return "; ".join((f"{with_metrics} of {total} messages have metrics", *measured.told()))
+            return "; ".join(("there are no messages", *told))
+        return "; ".join((f"{with_metrics} of {total} messages have metrics", *told))
 
     def write_transcripts(self) -> str:
         where = self.folder.path / "transcripts"

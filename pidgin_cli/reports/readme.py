@@ -20,10 +20,12 @@ from pidgin_cli.core.types import Status
 from pidgin_cli.eventlog.folder import ExperimentFolder
 from pidgin_cli.eventlog.log import Record, read_record
 from pidgin_cli.eventlog.manifest import Manifest
+from pidgin_cli.eventlog.state import run_state
 from pidgin_cli.metrics.statistics import summarise, wilson
 from pidgin_cli.metrics.tokens import tokenize
 
-from .text import Markdown, count, fenced, inline, quoted, table, visible
+from .counted import Standing, counted
+from .text import Markdown, count, fenced, inline, quoted, readable, table, visible
 from .transcript import money, said
 
 __all__ = ["environment", "readme"]
@@ -62,10 +64,15 @@ class _Told(NamedTuple):
     skipped: int
     lengths: list[int]
     """Words of each message."""
+    status: str
 
     @property
     def invalid(self) -> bool:
         return self.end is not None and bool(self.end.invalid)
+
+    @property
+    def standing(self) -> Standing:
+        return Standing(self.status, () if self.end is None else self.end.invalid, bool(self.lengths))
 
 
 def _told(conversation_id: str, record: Record) -> _Told:
@@ -75,7 +82,12 @@ def _told(conversation_id: str, record: Record) -> _Told:
         len(tokenize(event.message.content)) for event in record.events if isinstance(event, MessageCompleteEvent)
     ]
     return _Told(
-        conversation_id, starts[0] if starts else None, ends[-1] if ends else None, len(record.skipped), lengths
+        conversation_id,
+        starts[0] if starts else None,
+        ends[-1] if ends else None,
+        len(record.skipped),
+        lengths,
+        run_state(record.events).status.value,
     )
 
 
@@ -154,7 +166,7 @@ def _plan(folder: ExperimentFolder, manifest: Manifest, told: Sequence[_Told]) -
     if starts:
         parts.append(f"{starts[-1].max_parallel} at a time")
         if budget := {name: cap for name, cap in (starts[-1].budget or {}).items() if cap is not None}:
-            parts.append("budget " + ", ".join(f"{name} {cap:g}" for name, cap in budget.items()))
+            parts.append("budget " + ", ".join(f"{name} {readable(cap)}" for name, cap in budget.items()))
     return inline("; ".join(parts) + ".")
 
 
@@ -235,7 +247,8 @@ def _notable(told: Sequence[_Told]) -> Markdown | None:
 
 
 def _headline(manifest: Manifest, told: Sequence[_Told]) -> Markdown | None:
-    kept = [each for each in told if not each.invalid and each.lengths]
+    found = counted((each, each.standing) for each in told)
+    kept = [each for each in found.conversations if each.lengths]
     if not kept:
         return None
     entries = [
@@ -251,12 +264,15 @@ def _headline(manifest: Manifest, told: Sequence[_Told]) -> Markdown | None:
     ]
     if any(entry.convergence is not None for entry in entries):
         rows.append(_row("last live convergence", [entry.convergence for entry in entries], ".3f"))
-    lines = [table(("per conversation", "n", "mean", "median", "95 % interval of the mean"), rows)]
-    complete = sum(entry.status is Status.COMPLETED for entry in entries)
-    interval = wilson(complete, len(entries))
+    lines = [
+        table(("per conversation", "n", "mean", "median", "95 % interval of the mean"), rows),
+        inline(f"The conversation is the unit of means and intervals: {found.basis}."),
+    ]
+    complete = sum(each.status == Status.COMPLETED for each in told)
+    interval = wilson(complete, len(told))
     if interval is not None:
-        share = f"{complete / len(entries):.0%} (95 % interval {interval.low:.0%} to {interval.high:.0%})"
-        lines.append(inline(f"Complete: {complete} of {len(entries)}, {share}."))
+        share = f"{complete / len(told):.0%} (95 % interval {interval.low:.0%} to {interval.high:.0%})"
+        lines.append(inline(f"Complete: {complete} of {len(told)}, {share}."))
     return Markdown("\n\n".join(lines))
 
 

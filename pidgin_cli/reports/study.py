@@ -8,6 +8,8 @@ from pidgin_cli.database.repositories import Rows
 from pidgin_cli.database.store import EventStore
 from pidgin_cli.metrics.tokens import tokenize
 
+from .counted import Counted, Standing, counted
+
 __all__ = ["NO_ARM", "Study", "Talk"]
 
 NO_ARM = "(all)"
@@ -36,8 +38,9 @@ class Talk:
         """By message index."""
 
     @property
-    def completed(self) -> bool:
-        return bool(self.row["status"] == "completed")
+    def standing(self) -> Standing:
+        reasons = self.row["invalid_reasons"] or (["invalid"] if self.row["invalid"] else [])
+        return Standing(str(self.row["status"]), reasons, bool(self.messages))
 
     @property
     def texts(self) -> list[str]:
@@ -95,24 +98,23 @@ class Study:
         return cls(experiment, talks, columns)
 
     @cached_property
+    def _counted(self) -> Counted[Talk]:
+        return counted((talk, talk.standing) for talk in self.all)
+
+    @property
     def compared(self) -> list[Talk]:
-        """Those that enter tables of means: complete and valid; where none is complete, all valid ones that spoke."""
-        spoken = [talk for talk in self.valid if talk.messages]
-        return [talk for talk in spoken if talk.completed] or spoken
+        """Those that enter means, intervals and tests."""
+        return self._counted.conversations
 
     @property
     def basis(self) -> str:
         """Which conversations `compared` are, for a caption."""
-        number = len(self.compared)
-        some = f"{number} conversation" + ("" if number == 1 else "s")
-        if any(talk.completed for talk in self.compared):
-            left = len(self.all) - number
-            return f"n = {some}, complete and valid" + (f"; {left} left out" if left else "")
-        return f"n = {some}; none of them is complete"
+        return self._counted.basis
 
     @cached_property
     def arms(self) -> list[str]:
-        return list(dict.fromkeys(talk.arm for talk in self.valid))
+        """All of them, with those of which nothing can be drawn: an arm has one place and one colour everywhere."""
+        return list(dict.fromkeys(talk.arm for talk in self.all))
 
     def of_arm(self, arm: str, talks: Sequence[Talk]) -> list[Talk]:
         return [talk for talk in talks if talk.arm == arm]

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import regex
 
-__all__ = ["Markdown", "count", "fenced", "inline", "number", "prose", "quoted", "table", "visible"]
+__all__ = ["Markdown", "count", "fenced", "inline", "prose", "quoted", "readable", "table", "visible"]
 
 _PICTURES = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: "\u2421"}
 _NAMED = (*range(0x80, 0xA0), 0x2028, 0x2029, *range(0xFFF9, 0xFFFC))
@@ -18,9 +18,13 @@ _VISIBLE = _PICTURES | {code: f"⟨U+{code:04X}⟩" for code in _NAMED} | dict.f
 
 # What Unicode lets a font show nothing for. What is written with such characters keeps them, one after each letter:
 # a run of them says something that no reader would see.
-_JOINING = ("Arabic", "Syriac", "Nko", "Mandaic", "Mongolian", "Devanagari", "Bengali", "Gurmukhi", "Gujarati", "Oriya")
-_JOINING += ("Tamil", "Telugu", "Kannada", "Malayalam", "Sinhala", "Myanmar", "Khmer", "Tibetan")
-_JOINED = "".join(rf"\p{{Script={script}}}" for script in _JOINING)
+_JOINED = "".join(
+    rf"\p{{Script={script}}}"
+    for script in (
+        *("Arabic", "Syriac", "Nko", "Mandaic", "Mongolian", "Devanagari", "Bengali", "Gurmukhi", "Gujarati", "Oriya"),
+        *("Tamil", "Telugu", "Kannada", "Malayalam", "Sinhala", "Myanmar", "Khmer", "Tibetan"),
+    )
+)
 _UNSPACED = r"\p{Script=Khmer}\p{Script=Lao}\p{Script=Myanmar}\p{Script=Thai}\p{Script=Tibetan}"
 _UNSEEN = regex.compile(
     r"(?=\p{Default_Ignorable_Code_Point})(?:(?P<needed>"
@@ -68,7 +72,7 @@ def visible(text: str) -> str:
     return text.translate(_VISIBLE)
 
 
-def number(value: float, digits: int = 4) -> str:
+def readable(value: float, digits: int = 4) -> str:
     """A number as people read it: thousands set off, of a fraction so many digits that count."""
     if isinstance(value, int):
         return f"{value:,}"

@@ -43,6 +43,8 @@ class _Place(NamedTuple):
     cell: int
     swapped: bool
     """The models of a pair sit the other way round."""
+    opens: int = 0
+    """Which model of a pair opens, where they take turns at that."""
 
 
 def expand(spec: ExperimentSpec, experiment_id: str = "") -> dict[str, ConversationSpec]:
@@ -63,23 +65,50 @@ def expand(spec: ExperimentSpec, experiment_id: str = "") -> dict[str, Conversat
 
 def _order(spec: ExperimentSpec, cells: Sequence[Cell]) -> Iterator[_Place]:
     both = spec.pairs == "ordered"
+    lots: dict[str, tuple[int, int]] = {}
     for repetition in range(1, spec.repetitions + 1):
+        block, turn = divmod(repetition - 1, 4)
+        if spec.pairs in ("unordered", "all") and turn == 0:
+            lots = _lots(spec, cells, block)
         for half in range(2 if both else 1):
-            block = [
-                _Place(repetition, index, _swapped(spec, cell, repetition, half)) for index, cell in enumerate(cells)
+            places = [
+                _Place(repetition, index, *_seats(spec, cell, lots, repetition, half))
+                for index, cell in enumerate(cells)
             ]
             yield from sorted(
-                block, key=lambda place: derive_seed(spec.seed, "order", place.repetition, half, cells[place.cell].arm)
+                places, key=lambda place: derive_seed(spec.seed, "order", place.repetition, half, cells[place.cell].arm)
             )
 
 
-def _swapped(spec: ExperimentSpec, cell: Cell, repetition: int, half: int) -> bool:
-    """Which way round a pair sits: by lot, and the next time the other way."""
+def _lots(spec: ExperimentSpec, cells: Sequence[Cell], block: int) -> dict[str, tuple[int, int]]:
+    """By arm, for the first of four repetitions: 1 where a pair sits the other way round, and which model opens.
+
+    The arms of one pair are drawn without putting back, so that also with a single repetition each way of it comes
+    equally often over the openings and whatever else is swept.
+    """
+    of_pair: dict[tuple[str, str], list[str]] = {}
+    for cell in cells:
+        if cell.models is not None:
+            of_pair.setdefault(cell.models, []).append(cell.arm)
+    found = {}
+    for pair, names in of_pair.items():
+        seat, opens = (_lot(spec, what, *pair, block) for what in ("seats", "opens"))
+        for rank, arm in enumerate(sorted(names, key=lambda arm: derive_seed(spec.seed, "seats", arm, block))):
+            found[arm] = (seat ^ rank & 1, opens ^ (rank ^ rank >> 1) & 1)
+    return found
+
+
+def _seats(
+    spec: ExperimentSpec, cell: Cell, lots: Mapping[str, tuple[int, int]], repetition: int, half: int
+) -> tuple[bool, int]:
+    """Whether a pair sits the other way round, and which of its models opens: all four ways in four repetitions."""
     if cell.models is None or cell.models[0] == cell.models[1]:
-        return False
+        return False, 0
     if spec.pairs == "ordered":
-        return bool(_lot(spec, "seats", cell.arm, repetition) ^ half)
-    return bool(_lot(spec, "seats", cell.arm, (repetition - 1) // 2) ^ ((repetition - 1) % 2))
+        return bool(_lot(spec, "seats", cell.arm, repetition) ^ half), 0
+    seat, opens = lots[cell.arm]
+    turn = (repetition - 1) % 4
+    return bool(seat ^ turn & 1), opens ^ turn >> 1
 
 
 def _lot(spec: ExperimentSpec, *parts: object) -> int:
@@ -211,10 +240,9 @@ def _opener(spec: ExperimentSpec, cell: Cell, place: _Place, ids: Sequence[str])
     Where pairs change seats, both the seats and the models take turns: over four repetitions each model opens from
     each seat.
     """
-    round_, position = divmod(place.repetition - 1, len(ids))
     if spec.pairs in ("unordered", "all") and len(set(cell.models or ())) > 1:
-        model = _lot(spec, "opens", cell.arm, round_ // 2) ^ (round_ % 2)
-        return ids[int(place.swapped) ^ model]
+        return ids[int(place.swapped) ^ place.opens]
+    round_, position = divmod(place.repetition - 1, len(ids))
     drawn = random.Random(f"{spec.seed}:opens:{cell.arm}:{round_}").sample(ids, len(ids))
     return drawn[position]
 

@@ -76,7 +76,9 @@ class AgentSpec(_Checked):
     think: bool | None = Field(None, description="Ask the model to think before it speaks")
     think_budget: int | None = Field(None, ge=1, description="Thinking tokens at most; implies `think`")
     effort: str | None = Field(None, description="Reasoning effort, in the provider's words")
-    extra: dict[str, Any] | None = Field(None, description="Sent as it is beside everything else")
+    extra: dict[str, Any] | None = Field(
+        None, description="Sent as it is beside everything else; refused for what Pidgin sends or has a key for"
+    )
     thinking_visible: Literal["own", "partner", "nobody"] = Field(
         "nobody", description="Who is sent what the agent thought: itself, the others, or nobody"
     )
@@ -131,6 +133,8 @@ def _seconds(value: object) -> object:
     """Seconds as a number, of a text such as `90m` or `1h30m`."""
     if not isinstance(value, str):
         return value
+    if re.fullmatch(r"\d+(?:\.\d+)?", value.strip()):
+        return float(value)
     parts = re.findall(r"(\d+(?:\.\d+)?)\s*([smhd])", value)
     if not parts or re.sub(r"\d+(?:\.\d+)?\s*[smhd]\s*", "", value.strip()):
         raise ValueError(f"{value!r} is no length of time; write seconds, or such as 90m, 2h, 1d or 1h30m")
@@ -485,6 +489,8 @@ class ExperimentSpec(_Checked):
             yield Fault(("metrics",), "metrics: off leaves nothing for interventions to wait for")
         if self.twins and not self.interventions and not any(each.text for each in self.detectors.values()):
             yield Fault(("twins",), "there are no interventions that a twin could go without")
+        if self.branch is not None and "prompt" in self.model_fields_set:
+            yield Fault(("prompt",), f"a branch begins with the opening of {self.branch.of}; leave this out")
         if self.branch is not None and self.max_turns <= self.branch.turn:
             yield Fault(
                 ("max_turns",),

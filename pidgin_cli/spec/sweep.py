@@ -330,6 +330,8 @@ def _wrong_paths(spec: ExperimentSpec) -> Iterator[Fault]:
                 yield Fault(place, "there are no values")
             if spec.branch is not None and path == "prompt":
                 yield Fault(place, f"a branch begins with the opening of {spec.branch.of}")
+            if spec.branch is not None and path == "choose_names":
+                yield Fault(place, f"a branch takes over the names of {spec.branch.of}")
             for target in targets:
                 if target in taken:
                     yield Fault(place, f"{taken[target]} says that already")
