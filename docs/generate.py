@@ -328,8 +328,8 @@ from the spec alone: the same spec with the same `seed` is the same plan.
 
 With `pairs`, who sits where is no part of the arm. Over any even number of repetitions each of two models sits equally
 often in each seat; the agent in the first seat opens. With `first: balanced` agents take turns with opening within each
-arm; with `pairs` as well, over any four repetitions each model opens equally often from each seat. Within one repetition
-the arms of a pair (its openings, say) sit and open each way equally often, give or take one.
+arm; with `pairs` as well, over any four repetitions each model opens equally often from each seat. Within one
+repetition the arms of a pair (its openings, say) sit and open each way equally often, give or take one.
 
 How often, how fast, for how much and under what name an experiment runs (`repetitions`, `max_parallel`, `budget`,
 `notify`, `notify_command`, `name`) may change while it stays the same experiment.
@@ -586,7 +586,8 @@ What may pass by itself is tried again: {attempts} attempts at one message, the 
 the provider asks for (`Retry-After`, `retry-after-ms`, Google's `retryDelay`); where it asks for nothing, or for more
 than a day, which counts as nothing, it is drawn from between 0 and {base:g} s, with the upper end doubled at every
 attempt up to {longest:g} s. Every wait is an event, a `RateLimitEvent` or an `APIErrorEvent` with `wait_s`, and shows
-in the display. The keys `retries` and `timeouts` of a [spec](spec.md) change these numbers. The SDKs' own retries are switched off.
+in the display. The keys `retries` and `timeouts` of a [spec](spec.md) change these numbers. The SDKs' own retries are
+switched off.
 
 A reply that died half-way is never continued and never joined: what had come is recorded as a
 `MessageAbandonedEvent`, and the next attempt begins anew. After the last attempt, or at once where trying again is no

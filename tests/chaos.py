@@ -138,6 +138,20 @@ def broken_json(provider: str) -> Reply:
     return Reply(PIECES, insert=(EVENT_BEFORE_TEXT[provider], lines.get(provider, 'data: {"half": \n\n')))
 
 
+def number_for_text(provider: str) -> Reply:
+    chunk = {"id": "c", "object": "chat.completion.chunk", "created": 0, "model": "m"}
+    chunk |= {"choices": [{"index": 0, "delta": {"content": 5}, "finish_reason": None}]}
+    delta = {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": 5}}
+    place = {"item_id": "i", "output_index": 0, "content_index": 0}
+    events: dict[str, dict[str, Any]] = {
+        "anthropic": delta,
+        "openai (Responses)": {"type": "response.output_text.delta", "delta": 5} | place,
+        "google": {"candidates": [{"content": {"parts": [{"text": 5}], "role": "model"}, "index": 0}]},
+        "ollama": {"model": "m", "message": {"role": "assistant", "content": 5}, "done": False},
+    }
+    return Reply(PIECES, insert=(EVENT_BEFORE_TEXT[provider], events.get(provider, chunk)))
+
+
 def filtered(provider: str) -> Reply | None:
     if provider in ("anthropic", "ollama"):
         return None
@@ -255,12 +269,22 @@ FAULTS: dict[str, Fault] = {
         everywhere(status=502, body="<html><head><title>502 Bad Gateway</title></head><h1>nginx</h1></html>")
     ),
     "HTML with 200 from a proxy": Fault(everywhere(body="<html><body>Please log in.</body></html>")),
+    "error as JSON with 200": Fault(
+        refused(
+            anthropic=(200, anthropic_error("billing_error", "Your credit balance is too low.")),
+            openai=(200, openai_error("You exceeded your current quota.", "insufficient_quota", "insufficient_quota")),
+            google=(200, google_error(429, "RESOURCE_EXHAUSTED", "You exceeded your current quota.")),
+            xai=(200, xai_error("Some requested entity was not found", "Your team has no credits.")),
+            ollama=(200, {"error": "the model runner has stopped"}),
+        )
+    ),
     "endpoint down": Fault(everywhere(), down=True),
     "closed before the first byte": Fault(everywhere(cut_after="request")),
     "cut in mid-reply": Fault(after_first_words(cut_after=None)),
     "stream ends without its end": Fault(everywhere(finish="")),
     "malformed line in the stream": Fault(after_first_words(insert="evnt; no such field\n\x07\n\n")),
     "invalid JSON in the stream": Fault(broken_json),
+    "number in place of a text": Fault(number_for_text),
     "empty list of choices": Fault(no_choices),
     "hang before the first byte": Fault(everywhere(hang="request"), first_token_s=0.3),
     "hang in mid-reply": Fault(after_first_words(hang=None), gap_s=0.3),

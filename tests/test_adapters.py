@@ -1174,8 +1174,8 @@ async def test_ollama_pull_tells_how_far_it_is(server: LoopbackServer, open_prov
 
 
 async def test_ollama_pull_of_nothing_is_an_error(server: LoopbackServer, open_provider: Open):
-    """A name that no registry has fails with Ollama's words."""
-    with pytest.raises(ProviderError, match="file does not exist"):
+    """A name that no registry has fails with Ollama's words, and is named."""
+    with pytest.raises(ProviderError, match=r"^Ollama could not get no-such-model: .*file does not exist"):
         [step async for step in open_provider("ollama").pull("no-such-model")]
 
 

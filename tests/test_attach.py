@@ -376,6 +376,19 @@ def test_the_log_of_a_real_run(tmp_path: Path) -> None:
     assert shown.out == (tmp_path / f"pidgin_output/experiments/logs/experiment_{experiment_id}.log").read_text()
 
 
+def test_the_log_outlives_its_experiment(root: OutputRoot, pidgin: Pidgin) -> None:
+    """Of an experiment whose folder was deleted the log is still found, by its id or a conversation's; no records."""
+    shutil.rmtree(make(root, "aaaa0001", [[start()]]).path)
+    assert "no experiment 'aaaa0001'" in error_of(pidgin("logs", "aaaa0001"))
+    (root.run_logs / "experiment_aaaa0001.log").write_text(RUN_LOG)
+    for target in ("aaaa0001", "aaaa0001-2"):
+        for flags in ((), ("-f",)):
+            shown = pidgin("logs", target, *flags)
+            assert (shown.status, shown.out) == (0, RUN_LOG.replace("\x1b", "␛"))
+            assert shown.err == "Note: the folder of aaaa0001 is gone; this is the log that its runner left\n"
+    assert "no experiment 'aaaa0001'" in error_of(pidgin("logs", "aaaa0001", "--events"))
+
+
 def test_without_a_log_the_records_tell(root: OutputRoot, pidgin: Pidgin) -> None:
     """Where the runner has no log, or with --events, errors and warnings come from the records in order of time."""
     limit = RateLimitEvent(

@@ -1,6 +1,7 @@
 """`pidgin branch` and `pidgin show --tree`: from a command line to a record that says where it comes from."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,41 @@ def test_a_written_branch_begins_as_the_recorded_conversation_did(pidgin: Pidgin
     told = pidgin("spec", "check", "branch.yaml").err
     assert f"prompt: a branch begins with the opening of {parent}; leave this out" in told
     assert f"sweep.choose_names: a branch takes over the names of {parent}" in told
+
+
+@pytest.mark.parametrize("more", [(), ("-r", "2")])
+def test_a_name_in_use_is_refused(pidgin: Pidgin, more: tuple[str, ...]) -> None:
+    """A branch cannot take the name of another experiment, whether it is run once or often; a spec may be saved."""
+    parent = held(pidgin, "-n", "mine")
+    told = error_of(pidgin("branch", parent, "--turn", "1", "-n", "mine", *more))
+    assert re.search(rf"the name 'mine' is in use by experiment {parent[:8]} \(spec \w+\), and this spec \(\w+\)", told)
+    assert len(list(OutputRoot(ROOT).folders())) == 1
+    assert pidgin("branch", parent, "--turn", "1", "-n", "other", "--seed", "4", "--display", "quiet").status == 0
+    (again,) = (folder for folder in OutputRoot(ROOT).folders() if folder.slug == "other")
+    told = error_of(pidgin("branch", parent, "--turn", "1", "-n", "other", "--seed", "4"))
+    assert f"the name 'other' is in use by experiment {again.experiment_id}, which is this very branch" in told
+    assert f"pidgin resume {again.experiment_id}" in told
+
+
+def test_an_edit_of_nobody_is_refused(pidgin: Pidgin) -> None:
+    """A word that could be an agent's id and is none edits nothing; the text can be said with the agent's id."""
+    parent = held(pidgin)
+    told = error_of(pidgin("branch", parent, "--turn", "1", "--edit", "c=x"))
+    assert "there is no agent 'c', only a, b" in told
+    assert "--edit b=c=x" in told
+    found = branched(pidgin, parent, 1, "--edit", "b=c=x", "--edit", "E=mc2", "--edit", "two words=x")
+    after = [event["after"] for event in found.of("Intervention")]
+    assert after == ["c=x", "E=mc2", "two words=x"]
+
+
+def test_a_spec_goes_to_standard_output(pidgin: Pidgin) -> None:
+    """`--save-spec -` prints the spec and nothing else, and makes no file of that name."""
+    parent = held(pidgin)
+    said = pidgin("branch", parent, "--turn", "1", "--save-spec", "-")
+    assert (said.status, said.err) == (0, "")
+    assert not Path("-").exists()
+    Path("saved.yaml").write_text(said.out)
+    assert pidgin("run", "saved.yaml", "--display", "quiet").status == 0
 
 
 def test_repetitions_are_draws_of_their_own(pidgin: Pidgin) -> None:

@@ -83,6 +83,14 @@ def test_an_unknown_name_is_told_the_nearest(wanted: str, near: str) -> None:
     assert repr(wanted) in str(caught.value)
 
 
+def test_the_nearest_may_be_a_server_of_ones_own() -> None:
+    """Where a provider has no listed models, as an endpoint of the settings, the name is offered under it."""
+    for wanted, near in (("my-vlm:org/llama:8b", "my-vllm:org/llama:8b"), ("olama:qwen3:4b", "ollama:qwen3:4b")):
+        with pytest.raises(SpecError, match=r"the nearest (is|are)") as caught:
+            resolve_model(wanted, [*PROVIDERS, "my-vllm"])
+        assert near in str(caught.value).partition("the nearest")[2].partition(" (or any")[0]
+
+
 def test_no_name_at_all() -> None:
     """An empty name is not called an unknown one, and some that would do are shown."""
     with pytest.raises(SpecError, match="no model is named; write one such as claude"):
@@ -244,6 +252,27 @@ def test_own_prices_of_cached_tokens() -> None:
     assert cost_usd("ollama:m", usage) == pytest.approx(1)
     assert cost_usd("ollama:m", Usage()) is None
     assert cost_usd("ollama:other", usage) == 0
+
+
+@pytest.mark.parametrize(
+    ("model_id", "prices", "cost"),
+    [
+        (SONNET, {"cache_write_price": 7.0}, 0.2 * 4 + 0.5 * 0.4 + 0.3 * 7.0),
+        (SONNET, {"cache_write_price": 0.0}, 0.2 * 4 + 0.5 * 0.4),
+        (SONNET, {}, 0.2 * 4 + 0.5 * 0.4 + 0.3 * 4 * 1.25),
+        ("anthropic:claude-3-haiku-20240307", {}, 0.2 * 4 + 0.5 * 0.4 + 0.3 * 4 * 1.2),
+        ("anthropic:never-heard-of", {}, 0.2 * 4 + 0.5 * 0.4 + 0.3 * 4 * 1.25),
+        ("gpu:m", {}, 0.2 * 4 + 0.5 * 0.4 + 0.3 * 4),
+        ("gpu:m", {"cache_write_price": 5.0}, 0.2 * 4 + 0.5 * 0.4 + 0.3 * 5.0),
+    ],
+)
+def test_own_prices_of_cache_writes(model_id: str, prices: dict[str, float], cost: float) -> None:
+    """Tokens written to the cache cost what the person says, else so much more than others as listed or as usual."""
+    own = ModelSettings(input_price=4, output_price=10, cached_price=0.4, **prices)
+    use_settings(Settings(models={model_id: own}))
+    usage = Usage(prompt_tokens=1_000_000, completion_tokens=100_000, cached_tokens=500_000, cache_write_tokens=300_000)
+    assert cost_usd(model_id, usage) == pytest.approx(cost + 1.0)
+    assert cost_usd(model_id, Usage(prompt_tokens=1_000_000, completion_tokens=0)) == pytest.approx(4)
 
 
 def test_prices_have_a_source() -> None:

@@ -812,7 +812,9 @@ def test_gaps_are_told_with_their_place(tmp_path: Path) -> None:
         assert contents(store, "abcdefgh-2") == ["One.", "Two.", "Four."]
 
 
-CHANGES = st.lists(st.tuples(st.sampled_from("delete break unknown copy swap add".split()), st.integers(1, 13)), max_size=4)
+CHANGES = st.lists(
+    st.tuples(st.sampled_from(["delete", "break", "unknown", "copy", "swap", "add"]), st.integers(1, 13)), max_size=4
+)
 
 
 @given(changes=st.lists(CHANGES, min_size=12, max_size=12))
@@ -822,7 +824,7 @@ def test_gaps_are_those_of_the_decoder(
 ) -> None:
     """Beside broken, unknown, copied and exchanged lines the import misses the same events as the reader of logs."""
     root = OutputRoot(tmp_path_factory.mktemp("root"))
-    folder = make(root, "abcdefgh", [talk(*"One Two Three Four Five Six".split()) for _ in changes])
+    folder = make(root, "abcdefgh", [talk("One", "Two", "Three", "Four", "Five", "Six") for _ in changes])
     expected = []
     for number, todo in enumerate(changes, 1):
         log = folder.log(f"abcdefgh-{number}")
@@ -833,7 +835,7 @@ def test_gaps_are_those_of_the_decoder(
             if change == "delete":
                 del lines[at]
             elif change == "swap":
-                lines[at:] = lines[at + 1 : at + 2] + [lines[at]] + lines[at + 2 :]
+                lines[at:] = [*lines[at + 1 : at + 2], lines[at], *lines[at + 2 :]]
             elif change in ("copy", "add"):
                 lines.insert(at, line or lines[at])
             else:

@@ -27,7 +27,7 @@ from pidgin_cli.conversation.dialogue import (
 )
 from pidgin_cli.core.errors import AuthenticationFailed, ProviderUnavailable, SpecError
 from pidgin_cli.core.events import APIErrorEvent, Event
-from pidgin_cli.core.types import AgentSettings, Retries
+from pidgin_cli.core.types import AgentSettings, FinishReason, Retries
 from pidgin_cli.providers.cache import ResponseCache
 from pidgin_cli.providers.registry import ProviderPool
 
@@ -207,6 +207,76 @@ async def test_a_stream_that_dies(at: type[Served]) -> None:
     assert len(server.chats) == 2
 
 
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (Reply("Whole."), "stop"),
+        (Reply("Cut", finish="length"), "length"),
+        (Reply("", refusal="I will not."), "refusal"),
+        (Reply("", finish="content_filter"), "content_filter"),
+        (Reply("?", finish="new_reason"), "unknown"),
+    ],
+)
+async def test_why_a_reply_ended(at: type[Served], reply: Reply, reason: str) -> None:
+    """The last event says why the model stopped, so that a cut or refused reply is not taken for a whole one."""
+    async with at() as server, Dialogue("openai:gpt-4o") as dialogue:
+        server.script(reply)
+        assert (await dialogue.process("Why?")).finish_reason == FinishReason(reason)
+
+
+_ONE_LOOP_AFTER_ANOTHER = """
+import asyncio, sys
+from pidgin_cli import Dialogue
+
+asked = Dialogue(sys.argv[1], cache=sys.argv[2] == "cache")
+for question in ("One?", "Two?", "One?"):
+    print(asyncio.run(asked.process(question)).response)
+asyncio.run(asked.aclose())
+"""
+
+
+@pytest.mark.parametrize(
+    "model", ["openai:gpt-4o", "openai:gpt-5-pro", "anthropic:claude-sonnet-4-6", "google:gemini-2.5-flash", "ollama:m"]
+)
+def test_one_event_loop_after_another(model: str, tmp_path: Path) -> None:
+    """A `Dialogue` made once answers in every `asyncio.run`, whatever SDK it asks with."""
+    with loopback_in_thread() as server:
+        server.installed = ["m:latest"]
+        done = subprocess.run(
+            [sys.executable, "-c", _ONE_LOOP_AFTER_ANOTHER, model, "cache" if model == "openai:gpt-4o" else "none"],
+            env=ENVIRONMENT | server.env | {"PIDGIN_CACHE_DIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+        )
+        assert (done.stdout, done.stderr) == ("Hello from the loopback.\n" * 3, "")
+        assert len(server.chats) == (2 if model == "openai:gpt-4o" else 3)
+
+
+_LOOPS_BY_HAND = """
+import asyncio, sys
+from pidgin_cli import Dialogue
+
+asked = Dialogue(sys.argv[1])
+for question in ("One?", "Two?"):
+    loop = asyncio.new_event_loop()
+    print(loop.run_until_complete(asked.process(question)).response)
+    loop.close()
+asyncio.run(asked.aclose())
+"""
+
+
+def test_event_loops_that_ended_without_order() -> None:
+    """Loops that were closed with connections open cost neither the next answer nor `aclose`."""
+    with loopback_in_thread() as server:
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", _LOOPS_BY_HAND, "openai:gpt-4o"],
+            env=ENVIRONMENT | server.env,
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode, done.stdout) == (0, "Hello from the loopback.\n" * 2)
+
+
 async def test_streams_that_die_to_the_last(at: type[Served]) -> None:
     """All attempts count together, however they failed; after the last an error ends the stream."""
     dies = Reply(("One", " two", " three"), cut_after=3)
@@ -366,6 +436,50 @@ def test_ask_as_json(pidgin: Pidgin) -> None:
     said = pidgin("ask", "Hi", "-m", "local:test?fail=auth@1", "--json")
     assert (said.status, said.err) == (1, "")
     assert json.loads(said.out)["error"] == "AuthenticationFailed"
+
+
+@pytest.mark.parametrize(
+    ("reply", "said"),
+    [
+        (Reply("Cut", finish="length"), (0, "Cut\n", "the answer is not whole: cut at the token limit\n")),
+        (Reply("", refusal="I will not."), (0, "I will not.\n", "the answer is not whole: refused by the model\n")),
+        (Reply(""), (0, "\n", "")),
+        (
+            Reply("", finish="content_filter"),
+            (1, "\n", "Error: no answer: stopped by the provider's filter\n"),
+        ),
+    ],
+    ids=["cut", "refused", "empty", "filtered"],
+)
+def test_ask_tells_how_an_answer_ended(
+    pidgin: Pidgin, reply: Reply, said: tuple[int, str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Piped, one line on standard error says that an answer is not whole; one that was withheld is a failure."""
+    with loopback_in_thread() as server:
+        for name, value in server.env.items():
+            monkeypatch.setenv(name, value)
+        server.script(reply, reply)
+        assert pidgin("ask", "Hi", "-m", "openai:gpt-4o") == said
+        as_json = pidgin("ask", "Hi", "-m", "openai:gpt-4o", "--json")
+        assert (as_json.status, as_json.err) == (said[0], "")
+        assert json.loads(as_json.out.splitlines()[-1])["finish_reason"] == (
+            "refusal" if reply.refusal else reply.finish or "stop"
+        )
+
+
+def test_ask_tells_how_an_answer_ended_at_a_terminal(tmp_path: Path) -> None:
+    """At a terminal it stands among the figures; an answer that was withheld is an error as well."""
+    ask = ("ask", "Hi", "-m", "openai:gpt-4o")
+    with loopback_in_thread() as server:
+        server.script(Reply("Cut", finish="length"), Reply("", finish="content_filter"))
+        with Terminal(*ask, cwd=tmp_path, env=server.env) as terminal:
+            assert terminal.wait() == 0
+            assert " · cut at the token limit" in terminal.text
+            assert "not whole" not in terminal.text
+        with Terminal(*ask, cwd=tmp_path, env=server.env) as terminal:
+            assert terminal.wait() == 1
+            assert " · stopped by the provider's filter" in terminal.text
+            assert "Error: no answer: stopped by the provider's filter" in terminal.text
 
 
 def test_ask_shows_thinking(pidgin: Pidgin, tmp_path: Path) -> None:

@@ -57,6 +57,15 @@ async def test_two_conversations_are_shown_from_where_they_part(pidgin: Pidgin) 
     assert json.loads((await call(pidgin, "diff", A, A, "--json")).out) == []
 
 
+async def test_silence_is_counted_as_people_do(pidgin: Pidgin) -> None:
+    """One turn is no turns, side by side and in a transcript."""
+    silence = Intervention(turn=2, kind="mute", agents=("b",), turns=1)
+    await spoken(A, ["same-1", "left-2"], ["same-2", "left-3"])
+    await spoken(B, ["same-1", "right-2"], ["same-2"], interventions=(silence,))
+    assert "b is silent for 1 turn " in " ".join((await call(pidgin, "diff", A, B)).out.split())
+    assert "is silent for 1 turn." in (await call(pidgin, "transcript", B)).out
+
+
 async def test_a_branch_parts_from_its_origin_at_the_fork(pidgin: Pidgin) -> None:
     """What a branch shares counts as its own; what was done to it at the fork is the first difference."""
     await spoken(A, ["a1", "a2", "a3"], ["b1", "b2", "b3"])

@@ -82,6 +82,22 @@ def test_nothing_typed_changes_nothing(keyring: KeyringStandIn, tmp_path: Path) 
     assert keyring.held == {HELD: PLANTED}
 
 
+@pytest.mark.parametrize(
+    ("typed", "fault"),
+    [
+        ("sk-planted Zq8vT3", "a blank in it"),
+        ("sk-plantéd", "a letter that is not ASCII"),
+        ("sk-\x07planted", "a character that cannot be printed"),
+        ("sk-\tplanted", "a character that cannot be printed"),
+    ],
+)
+def test_what_is_no_key_is_not_kept(keyring: KeyringStandIn, tmp_path: Path, typed: str, fault: str) -> None:
+    """What cannot go into a header of a request is refused at once, with the reason and without the text."""
+    said = with_input(f"{typed}\n".encode(), "keys", "set", "openai", cwd=tmp_path, env=keyring.env)
+    assert error_of(said) == f"Error: this is no key: it has {fault}; nothing has changed\n"
+    assert keyring.held == {}
+
+
 def test_a_conversation_uses_the_key_of_the_keyring(
     keyring: KeyringStandIn, server: LoopbackServer, tmp_path: Path
 ) -> None:

@@ -30,6 +30,7 @@ from pidgin_cli.core.types import (
     ThinkingBlock,
     ThinkingDelta,
     Timeouts,
+    ToolCall,
     ToolCallDelta,
     Usage,
     UsageDelta,
@@ -179,11 +180,11 @@ WRONG: dict[str, tuple[str, Reply]] = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-async def test_json_of_another_type_is_a_typed_error(wrong: str, server: LoopbackServer):
+async def test_json_of_another_type_is_a_typed_error(wrong: str, server: LoopbackServer) -> None:
     """What the API has no such type for is an error that may pass, in plain words, and never part of a reply."""
     name, reply = WRONG[wrong]
     server.script(reply)
-    with pytest.raises(ProviderUnavailable, match="^the server sent ") as caught:
+    with pytest.raises(ProviderUnavailable, match=r"^the server sent ") as caught:
         await ask(name)
     assert caught.value.provider == MODELS[name].partition(":")[0]
     assert "\n" not in str(caught.value)
@@ -191,16 +192,16 @@ async def test_json_of_another_type_is_a_typed_error(wrong: str, server: Loopbac
 
 
 @ALL
-async def test_json_too_deep_to_read_is_a_typed_error(name: str, server: LoopbackServer):
+async def test_json_too_deep_to_read_is_a_typed_error(name: str, server: LoopbackServer) -> None:
     """Brackets without end are no reply and no bug of ours."""
     line = {"ollama": f"{DEEP}\n", "anthropic": f"event: message_start\ndata: {DEEP}\n\n"}
     server.script(Reply(insert=(1, line.get(name, f"data: {DEEP}\n\n"))))
-    with pytest.raises(ProviderUnavailable, match="^the server sent what the .* API does not: ") as caught:
+    with pytest.raises(ProviderUnavailable, match=r"^the server sent what the .* API does not: ") as caught:
         await ask(name)
     assert len(str(caught.value)) < 200
 
 
-async def test_whole_counts_may_be_written_with_a_point(server: LoopbackServer):
+async def test_whole_counts_may_be_written_with_a_point(server: LoopbackServer) -> None:
     """JSON has one kind of number; 5.0 tokens are 5."""
     server.script(counted(prompt_tokens=20.0, completion_tokens=5.0), anthropic(read=20.0, written=5.0))
     for name in ("openai", "anthropic"):
@@ -209,7 +210,7 @@ async def test_whole_counts_may_be_written_with_a_point(server: LoopbackServer):
         assert (type(usage.prompt_tokens), type(usage.completion_tokens)) == (int, int)
 
 
-async def test_fields_that_are_null_or_missing_are_none(server: LoopbackServer):
+async def test_fields_that_are_null_or_missing_are_none(server: LoopbackServer) -> None:
     """A server may say nothing of itself; that is no error."""
     chunks = (HELLO, STOP, chunk(usage={"prompt_tokens": 3}))
     quiet = [{key: value for key, value in each.items() if key not in ("id", "model")} for each in chunks]
@@ -218,6 +219,13 @@ async def test_fields_that_are_null_or_missing_are_none(server: LoopbackServer):
     assert (first.usage.prompt_tokens, first.usage.completion_tokens) == (3, None)
     assert (first.finish.model, second.finish.model, second.finish.request_id) == (None, None, None)
     assert (first.message.content, second.message.content) == ("Hello", "Hello")
+
+
+async def test_an_only_call_needs_no_index(server: LoopbackServer) -> None:
+    """Some servers leave it out."""
+    call = {"id": "c", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    server.script(sse(chunk({"tool_calls": [call]}), chunk({}, "tool_calls"), DONE))
+    assert (await ask("openai")).message.tool_calls == (ToolCall("c", "look", "{}"),)
 
 
 @pytest.mark.parametrize(
@@ -230,9 +238,34 @@ async def test_fields_that_are_null_or_missing_are_none(server: LoopbackServer):
         Finish(model="m", request_id="r", fingerprint="f"),
     ],
 )
-def test_what_is_right_is_not_copied(delta: Any):
+def test_what_is_right_is_not_copied(delta: Any) -> None:
     """A check that finds nothing hands out the very piece it was given."""
     assert checked(delta, "openai") is delta
+
+
+@pytest.mark.parametrize(
+    ("delta", "text"),
+    [
+        (TextDelta(5), "a number as the text"),  # type: ignore[arg-type]
+        (ThinkingDelta(None), "nothing as the thinking"),  # type: ignore[arg-type]
+        (ThinkingDelta("", signature="\ud83d"), "half a surrogate pair as the signature"),
+        (ToolCallDelta(None), "nothing as the number of a tool call"),  # type: ignore[arg-type]
+        (ToolCallDelta(0, id=7), "a number as the id of a tool call"),  # type: ignore[arg-type]
+        (ToolCallDelta(0, arguments={}), "an object as the arguments of a tool call"),  # type: ignore[arg-type]
+        (UsageDelta(Usage(cached_tokens=True)), "true as the count of cached tokens"),
+        (UsageDelta(Usage(thinking_tokens=0.5)), "0.5 as the count of thinking tokens"),  # type: ignore[arg-type]
+        (UsageDelta(Usage(cache_write_tokens=-3)), "-3 as the count of tokens written to the cache"),
+        (UsageDelta(Usage(prompt_tokens=2**63)), "9223372036854775808 as the count of prompt tokens"),
+        (UsageDelta(Usage(prompt_tokens=10**30)), "a very large number as the count of prompt tokens"),
+        (Finish(model=["m"]), "a list as the name of the model"),  # type: ignore[arg-type]
+        (Finish(fingerprint=1.5), "a number as the fingerprint"),  # type: ignore[arg-type]
+    ],
+)
+def test_what_is_wrong_is_named(delta: Any, text: str) -> None:
+    """The error says which field it is and what stood there, in JSON's words."""
+    with pytest.raises(ProviderUnavailable) as caught:
+        checked(delta, "openai")
+    assert (str(caught.value), caught.value.provider) == (f"the server sent {text}", "openai")
 
 
 # The same within a conversation
@@ -264,7 +297,7 @@ async def run_of(where: Path, server: LoopbackServer, model: str, bad: Reply, *,
 )
 async def test_the_attempt_is_abandoned_and_made_again(
     wrong: str, partial: str | None, server: LoopbackServer, tmp_path: Path
-):
+) -> None:
     """What had come is recorded as abandoned, every line of the record can be read, and the next attempt counts."""
     name, reply = WRONG[wrong]
     run = await run_of(tmp_path, server, MODELS[name], reply, once=True)
@@ -278,7 +311,7 @@ async def test_the_attempt_is_abandoned_and_made_again(
     assert messages(run.events)[2].attempt == 2
 
 
-async def test_a_server_that_is_always_wrong_fails_the_conversation(server: LoopbackServer, tmp_path: Path):
+async def test_a_server_that_is_always_wrong_fails_the_conversation(server: LoopbackServer, tmp_path: Path) -> None:
     """It ends as the provider's fault and not as ours, with what was said before kept."""
     run = await run_of(tmp_path, server, MODELS["openai"], WRONG["model is a number"][1], once=False)
     end = of_type(run.events, ConversationEndEvent)[-1]
@@ -289,7 +322,7 @@ async def test_a_server_that_is_always_wrong_fails_the_conversation(server: Loop
 # Several replies in one
 
 
-async def test_of_several_choices_one_is_the_reply(server: LoopbackServer):
+async def test_of_several_choices_one_is_the_reply(server: LoopbackServer) -> None:
     """Alternatives to a reply are no part of it, whichever comes first."""
     other = {"index": 1, "delta": {"content": "SECOND"}, "finish_reason": None}
     last = {"index": 1, "delta": {}, "finish_reason": "length"}
@@ -300,7 +333,7 @@ async def test_of_several_choices_one_is_the_reply(server: LoopbackServer):
     assert (response.message.content, response.finish.reason.value) == ("Hello", "stop")
 
 
-async def test_of_several_candidates_one_is_the_reply(server: LoopbackServer):
+async def test_of_several_candidates_one_is_the_reply(server: LoopbackServer) -> None:
     """The same of Gemini; a candidate without an index is the only one."""
 
     def candidate(text: str, finish: str, **index: int) -> dict[str, Any]:
@@ -326,7 +359,7 @@ def thought(*texts: str) -> dict[str, Any]:
     return {"type": "thinking", "thinking": [{"type": "text", "text": text} for text in texts]}
 
 
-async def test_mistral_thinks_in_parts_of_the_content(server: LoopbackServer, tmp_path: Path):
+async def test_mistral_thinks_in_parts_of_the_content(server: LoopbackServer, tmp_path: Path) -> None:
     """Its thinking and its text are told apart, whatever parts they come in; parts without text are passed over."""
     reply = sse(
         parts(thought("The user ", "greets")),
@@ -348,7 +381,7 @@ async def test_mistral_thinks_in_parts_of_the_content(server: LoopbackServer, tm
     assert [event.content for event in of_type(run.events, ThinkingCompleteEvent)] == ["The user greets me.Said."]
 
 
-async def test_mistral_is_asked_in_its_own_words(server: LoopbackServer):
+async def test_mistral_is_asked_in_its_own_words(server: LoopbackServer) -> None:
     """It refuses a name that it does not know: its seed has another, and it counts tokens without being asked to."""
     await ask("mistral", seed=3, extra={"safe_prompt": True})
     await ask("openai", seed=3)
@@ -395,11 +428,10 @@ QUOTA = {"error": {"message": "quota gone", "code": "insufficient_quota"}}
 @pytest.mark.parametrize("indent", [None, 2])
 async def test_an_error_in_place_of_a_stream_is_what_it_says(
     name: str, body: Any, expected: type[ProviderError], text: str, indent: int | None, server: LoopbackServer
-):
+) -> None:
     """The status says that all is well; the body has the provider's own words, and what they mean."""
-    if name == "ollama" and indent:
-        pytest.skip("its API has one JSON value a line")
-    data = json.dumps(body, indent=indent).encode()
+    # Ollama's API has one JSON value a line.
+    data = json.dumps(body, indent=None if name == "ollama" else indent).encode()
     server.script(Reply(body=data, headers={"Content-Type": "application/json; charset=utf-8"}))
     with pytest.raises(ProviderError) as caught:
         await ask(name)
@@ -419,7 +451,7 @@ async def test_an_error_in_place_of_a_stream_is_what_it_says(
     ],
     ids=["whole reply", "too long", "list", "broken", "deep", "nothing"],
 )
-async def test_json_without_an_error_is_no_reply(name: str, body: str, server: LoopbackServer):
+async def test_json_without_an_error_is_no_reply(name: str, body: str, server: LoopbackServer) -> None:
     """A server that does not stream, or says nothing that can be read, is told by the type of its answer."""
     server.script(Reply(body=body.encode(), headers={"Content-Type": "application/json"}))
     with pytest.raises(ProviderUnavailable) as caught:
@@ -428,13 +460,13 @@ async def test_json_without_an_error_is_no_reply(name: str, body: str, server: L
 
 
 @ALL
-async def test_a_stream_under_a_wrong_type_is_a_reply(name: str, server: LoopbackServer):
+async def test_a_stream_under_a_wrong_type_is_a_reply(name: str, server: LoopbackServer) -> None:
     """Some gateways call everything JSON."""
     server.script(Reply("Hello", headers={"Content-Type": "application/json"}))
     assert (await ask(name)).message.content == "Hello"
 
 
-async def test_a_key_that_such_an_error_quotes_is_masked(server: LoopbackServer):
+async def test_a_key_that_such_an_error_quotes_is_masked(server: LoopbackServer) -> None:
     """As in every other error."""
     server.script(Reply(body={"error": {"message": "bad key sk-loopback here"}}))
     with pytest.raises(ProviderError, match=r"^bad key \[key\] here$"):

@@ -1,6 +1,7 @@
 """`pidgin models`: what can be asked, what it costs, and whether the key for it is there."""
 
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,10 @@ def test_an_alias_of_an_alias(pidgin: Pidgin, monkeypatch: pytest.MonkeyPatch) -
         (("--remote", "--provider", "openai"), "openai needs a key: export OPENAI_API_KEY=…"),
         (("--remote", "--provider", "local"), "local cannot be asked what it serves"),
         (("--remote", "--provider", "replay"), "replay"),
+        (("--loaded", "llama"), "--loaded tells what Ollama holds in memory, all of it; give only --json beside it"),
+        (("--loaded", "--remote"), "--loaded tells what Ollama holds in memory, all of it; give only --json beside it"),
+        (("--loaded", "--all"), "--loaded tells what Ollama holds in memory, all of it; give only --json beside it"),
+        (("--loaded", "--provider", "openai"), "--loaded tells what Ollama holds in memory, all of it; give only"),
     ],
 )
 def test_wrong_use(pidgin: Pidgin, argv: tuple[str, ...], told: str) -> None:
@@ -161,6 +166,37 @@ def test_a_provider_that_does_not_answer(pidgin: Pidgin, monkeypatch: pytest.Mon
     assert error_of(pidgin("models", "--provider", "openai", "--remote"), 1)
     assert "ollama serve" in error_of(pidgin("models", "--provider", "ollama", "--remote"), 1)
     assert "ollama serve" in error_of(pidgin("models", "--loaded"), 1)
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic", "google", "ollama"])
+def test_a_server_that_says_nothing(pidgin: Pidgin, monkeypatch: pytest.MonkeyPatch, provider: str) -> None:
+    """A server that takes the question and never answers is given up after a while, in one line, with 1."""
+    monkeypatch.setattr("pidgin_cli.cli.models.ANSWER_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        for name, value in LoopbackServer().env.items():
+            monkeypatch.setenv(name, url if name.endswith(("_URL", "_HOST")) else value)
+        told = f"Error: {provider} did not answer within 0.3 s\n"
+        assert error_of(pidgin("models", "--remote", "--provider", provider), 1) == told
+        if provider == "ollama":
+            assert error_of(pidgin("models", "--loaded"), 1) == told
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic", "google", "ollama"])
+def test_a_page_in_the_place_of_an_answer(pidgin: Pidgin, monkeypatch: pytest.MonkeyPatch, provider: str) -> None:
+    """A page for people, as a proxy sends it, is told in one line with its words."""
+
+    class Proxy(LoopbackServer):
+        def _about_models(self, request: Request) -> tuple[int, Any]:
+            return 200, "<html><title>Hotel</title><style>p {}</style><p>Please log in.</p></html>"
+
+    with loopback_in_thread(kind=Proxy) as server:
+        for name, value in server.env.items():
+            monkeypatch.setenv(name, value)
+        for argv in (("--remote", "--provider", provider), *([("--loaded",)] if provider == "ollama" else [])):
+            told = error_of(pidgin("models", *argv), 1)
+            assert told.startswith("Error: the server sent what the ")
+            assert told.endswith(" API does not: Hotel Please log in.\n")
 
 
 def test_what_is_in_memory(pidgin: Pidgin, monkeypatch: pytest.MonkeyPatch) -> None:

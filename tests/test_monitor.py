@@ -689,6 +689,46 @@ def test_once_prints_and_returns(root: OutputRoot, pidgin: Pidgin) -> None:
     assert "no experiment 'zzzz'" in error_of(pidgin("monitor", "zzzz", "--once", "-o", root.path))
 
 
+def test_done_is_what_is_complete(root: OutputRoot, pidgin: Pidgin) -> None:
+    """Conversations that were cut off, stopped or failed are not done, in numbers and bars; failures stand apart."""
+    broken, stopped = end(Status.FAILED, EndReason.PROVIDER_ERROR), end(Status.STOPPED, EndReason.STOP_REQUEST)
+    make(root, "aaaa0001", [[start(), last] for last in (end(), broken, stopped)] + [[start()], []])  # nobody runs it
+    listed = pidgin("list", "-o", root.path).out
+    assert " 1/5 " in listed
+    row = pidgin("monitor", "--once", "-o", root.path).out.splitlines()[1]
+    details = pidgin("monitor", "aaaa0001", "--once", "-o", root.path).out
+    assert " 1/5 " in row
+    assert (row.count("█") or row.count("#")) == 2
+    assert "1 of 5 conversations complete" in details
+    assert "1 failed" in details
+    watch = Watch(root)
+    dashboard = Dashboard(watch, opened=next(root.folders()).path.name)
+    head = screen(dashboard, watch).splitlines()[0]
+    assert "  1/5  1 failed" in head
+
+
+def test_a_broken_manifest_leaves_the_screen_alone(root: OutputRoot) -> None:
+    """Live, what comes from the logs is told when the screen is gone."""
+    make(root, "aaaa0001", [[start(), end()]], status=Status.COMPLETED).manifest.write_text("{")
+    with Terminal("monitor", "-o", str(root.path), cwd=root.path) as terminal:
+        terminal.expect("0 running of 1 experiment")
+        terminal.type("q")
+        assert "manifest.json" not in terminal.expect("Note: ")
+        assert terminal.wait() == 0
+        assert terminal.text.count("manifest.json of aaaa0001 is broken") == 1
+
+
+def test_every_line_of_the_help_fits(root: OutputRoot) -> None:
+    """On a terminal of 80 columns no line of the help is cut."""
+    watch = Watch(root)
+    dashboard = Dashboard(watch)
+    press(dashboard, "?")
+    wide, narrow = (screen(dashboard, watch, width) for width in (200, 80))
+    told = [line.rstrip() for line in wide.splitlines() if line.startswith("  ")]
+    assert len(told) >= 10
+    assert told == [line.rstrip() for line in narrow.splitlines() if line.startswith("  ")]
+
+
 def test_json_is_what_is_on_the_disk(root: OutputRoot, pidgin: Pidgin) -> None:
     """One array; sums as in the manifests, conversations within, null for what is not known."""
     folder = make(root, "aaaa0001", [[start(arm="t=0"), request(), refused()], []], name=HOSTILE, tokens=None)

@@ -223,6 +223,31 @@ def test_a_name_in_use(pidgin: Pidgin, tmp_path: Path) -> None:
     assert "2 experiments" in told
 
 
+def test_what_a_branch_leaves_is_looked_up_before_the_start(pidgin: Pidgin, tmp_path: Path) -> None:
+    """A record that is not there, or not that long, is refused by runs and plans; nothing is left that has the name."""
+    assert pidgin("chat", "-a", "local:test", "-b", "local:test", "-t", "2", "-n", "old", "--seed", "1").status == 0
+    parent = f"{the_folder(tmp_path / 'pidgin_output').experiment_id}-1"
+    for of, turn, why in (("zzzzzzzz-1", 1, r"no experiment 'zzzzzzzz-1'.* \(old\)"), (parent, 5, "has not come to")):
+        spec = spec_file(tmp_path, branch={"of": of, "turn": turn}, max_turns=9)
+        for flag in ("--dry-run", "-d", "-y"):
+            assert re.search(why, error_of(pidgin("run", spec, flag)))
+    the_folder(tmp_path / "pidgin_output")
+    assert pidgin("run", spec_file(tmp_path, branch={"of": parent, "turn": 1}), "--dry-run").status == 0
+
+
+def test_twins_take_their_originals_along(pidgin: Pidgin, tmp_path: Path) -> None:
+    """Chosen alone, twins are planned and run with the conversations that they branch from, and a note says so."""
+    spec = spec_file(tmp_path, twins=True, interventions=[{"turn": 2, "inject": "Well."}], max_turns=2, repetitions=1)
+    planned = pidgin("run", spec, "--filter", "twin=true", "--limit", "1", "--dry-run", "--json")
+    assert planned.status == 0
+    assert "Note: 1 conversation more is run" in planned.err
+    (plan,) = json.loads(planned.out)
+    assert [each["variables"].get("twin", False) for each in plan["order"]] == [False, True]
+    done = pidgin("run", spec, "--filter", "twin=true")
+    assert (done.status, done.err.count("2 conversations more are run")) == (0, 1)
+    assert read_manifest(the_folder(tmp_path / "pidgin_output")).totals.completed == 4
+
+
 def test_failures_end_with_1(pidgin: Pidgin, tmp_path: Path) -> None:
     """A run in which something failed exits 1 and says how to try again; --retry-failed goes on with those alone."""
     models = [{"id": "a", "model": f"{SLOW}&fail=auth@2"}, {"id": "b", "model": SLOW}]
@@ -254,6 +279,45 @@ def test_budgets_by_flag(pidgin: Pidgin, tmp_path: Path) -> None:
     refused = pidgin("run", spec_file(tmp_path, name="unbounded"), "--budget-tokens", "700")
     assert refused.status == 2
     assert refused.err.count("set max_tokens") == 2, "once for each agent"
+
+
+def test_a_conversation_that_used_up_its_time_stays_so(pidgin: Pidgin, tmp_path: Path) -> None:
+    """Going on asks for nothing more until the spec allows more time; the hint names the key and the file."""
+    spec = spec_file(tmp_path, sweep={}, max_turns=12, budget={"per_conversation": {"wall_time": 0.4}})
+    done = pidgin("run", spec)
+    assert done.status == 0
+    folder = the_folder(tmp_path / "pidgin_output")
+    hint = "2 conversations reached budget.per_conversation.wall_time; allow more in "
+    assert hint in done.out
+    assert f"spec.yaml, then: pidgin resume {folder.experiment_id}" in done.out
+    assert "go on: " not in done.out
+    said = read_manifest(folder).totals.messages
+    for _ in range(2):
+        again = pidgin("resume", folder.experiment_id)
+        assert (again.status, hint in again.out) == (0, True)
+        assert read_manifest(folder).totals.messages == said
+    folder.spec.write_text(folder.spec.read_text().replace("wall_time: 0.4", "wall_time: 60"))
+    assert pidgin("resume", folder.experiment_id).status == 0
+    assert read_manifest(folder).totals.completed == 2
+
+
+def test_a_talk_that_used_up_its_own_budget_is_told_so(pidgin: Pidgin, tmp_path: Path) -> None:
+    """The same of one conversation alone, which is gone on with as a chat is."""
+    each = {"per_conversation": {"tokens": 900}}
+    agents = [{"id": name, "model": "local:test?words=6", "max_tokens": 40} for name in "ab"]
+    spec = spec_file(tmp_path, sweep={}, repetitions=1, max_turns=40, budget=each, agents=agents)
+    assert pidgin("run", spec).status == 0
+    again = pidgin("resume", "study")
+    assert "1 conversation reached budget.per_conversation.tokens; allow more in " in again.out
+    assert "--budget" not in again.out
+
+
+def test_what_is_left_beyond_the_choice_is_told(pidgin: Pidgin, tmp_path: Path) -> None:
+    """Where the chosen conversations are done and others are not, that is said, and how to run them."""
+    assert pidgin("run", spec_file(tmp_path), "--limit", "3").status == 0
+    again = pidgin("resume", "study", "--limit", "3")
+    assert again.status == 0
+    assert "nothing left to run among the 3 conversations that were chosen; 1 more is left" in again.out
 
 
 def test_a_file_and_flags_contradict(pidgin: Pidgin, tmp_path: Path) -> None:
@@ -418,7 +482,7 @@ def _winner(said: list[Said], root: Path, folder: ExperimentFolder) -> int:
 
 
 def test_of_many_starts_at_once_one_succeeds(tmp_path: Path) -> None:
-    """Of detached runs and resumes that begin together one takes the experiment, with its flags; the others are told."""
+    """Of detached runs and resumes that begin together one takes the experiment, with its flags; the others say so."""
     root = tmp_path / "out"
     spec = spec_file(tmp_path, repetitions=10, max_turns=300)
     said = _all_at_once(*[("run", spec, "-d", "-o", root)] * 3)
@@ -550,6 +614,36 @@ def test_a_manifest_destroyed_by_hand(pidgin: Pidgin, tmp_path: Path) -> None:
         assert listed["name"] == "study"
     assert pidgin("resume", folder.experiment_id).status == 0
     assert read_manifest(folder).totals.completed == 4
+
+
+def test_a_destroyed_manifest_is_told_of(pidgin: Pidgin, tmp_path: Path) -> None:
+    """What comes from the logs is the same, with one note on standard error per command; a run writes it anew."""
+    assert pidgin("run", spec_file(tmp_path, repetitions=1), "--limit", "1").status == 0
+    folder = the_folder(tmp_path / "pidgin_output")
+    manifest, name = folder.manifest, folder.experiment_id
+    whole = {verb: pidgin(*verb.split()) for verb in ("list --json", f"show {name} --json", "monitor --json")}
+    assert not any(said.err for said in whole.values())
+    for damage, what in (
+        (lambda: manifest.write_text("{broken"), "is broken"),
+        (lambda: manifest.write_text("[]"), "is broken"),
+        (lambda: manifest.write_bytes(b""), "is broken"),
+        (manifest.unlink, "is missing"),
+        (manifest.mkdir, "is a folder"),
+    ):
+        damage()
+        note = f"Note: manifest.json of {name} {what}; what is shown comes from the logs"
+        for verb, before in whole.items():
+            said = pidgin(*verb.split())
+            assert said.err.count("\n") == 1
+            assert said.err.startswith(note)
+            assert len(json.loads(said.out)) == len(json.loads(before.out))
+        assert note in pidgin("monitor", name, "--once").err
+    assert pidgin("rebuild", name).status == 1
+    manifest.rmdir()
+    resumed = pidgin("resume", name)
+    assert (resumed.status, resumed.err.count("manifest.json of")) == (0, 1)
+    assert pidgin("show", name, "--json").err == ""
+    assert json.loads(manifest.read_bytes())["totals"]["completed"] == 2
 
 
 def test_a_step_of_the_clock(tmp_path: Path) -> None:

@@ -223,6 +223,10 @@ def test_a_byte_order_mark_is_no_fault(config: Config) -> None:
             "[models.'a:b']\ncached_price = 9",
             ["models.a:b: cached_price needs input_price and output_price beside it"],
         ),
+        (
+            "[models.'a:b']\ncache_write_price = 9",
+            ["models.a:b: cache_write_price needs input_price and output_price beside it"],
+        ),
         ("[models.'a:b']\ninput_price = -1\noutput_price = 0", ["models.a:b.input_price: Input should be greater"]),
         ("aliases = 3", ["aliases: Input should be a valid dictionary"]),
         ("[aliases]\nx = 3", ["aliases.x: Input should be a valid string"]),

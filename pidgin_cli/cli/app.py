@@ -811,7 +811,9 @@ def show(target: str | None, output: Path | None, as_json: bool, tree: bool, **o
 @click.option("-r", "--repetitions", type=click.IntRange(min=1), default=1, show_default=True, help="Branches.")
 @click.option("-n", "--name", help="Name of the record.")
 @click.option("--lenient", is_flag=True, help="Leave out settings that a model does not take.")
-@click.option("--save-spec", type=click.Path(path_type=Path), metavar="FILE", help="Write the spec, run nothing.")
+@click.option(
+    "--save-spec", type=click.Path(path_type=Path), metavar="FILE", help="Write the spec (-: print it), run nothing."
+)
 @_output
 @click.option("-y", "--yes", is_flag=True, help="Download a missing Ollama model without asking.")
 @_post_processing

@@ -21,7 +21,7 @@ from pidgin_cli.conversation.dialogue import (
 from pidgin_cli.conversation.setup import use_person_settings
 from pidgin_cli.core.errors import SpecError
 from pidgin_cli.core.events import APIErrorEvent, Event, RateLimitEvent
-from pidgin_cli.core.types import AgentSettings, Timeouts
+from pidgin_cli.core.types import AgentSettings, FinishReason, Timeouts
 from pidgin_cli.eventlog.folder import OutputRoot
 from pidgin_cli.monitor.chat import cost_text
 from pidgin_cli.monitor.console import make_console
@@ -34,6 +34,15 @@ from pidgin_cli.spec.catalogue import resolve_model
 from .chat import prepare_ollama, read_prompt
 
 __all__ = ["ask", "clear_cache", "prune_cache", "show_cache"]
+
+ENDED = {
+    FinishReason.LENGTH: "cut at the token limit",
+    FinishReason.REFUSAL: "refused by the model",
+    FinishReason.CONTENT_FILTER: "stopped by the provider's filter",
+    FinishReason.TOOL_CALLS: "ended with the call of a tool",
+    FinishReason.UNKNOWN: "ended for an unknown reason",
+}
+"""What is said of an answer that the model did not end by itself."""
 
 
 def ask(prompt: str, options: dict[str, Any]) -> int:
@@ -93,12 +102,15 @@ async def _ask(prompt: str, model_id: str, settings: AgentSettings, options: dic
             end_line()
             click.echo(f"{visible(event.message)}; trying again in {event.wait_s:.1f} s", err=True)
 
+    status = 0
     dialogue = Dialogue(
         model_id, system=options["system"], settings=settings, cache=options["cache"], pool=pool, report=report
     )
     async with dialogue:
         await prepare_ollama(OutputRoot(None), pool, [model_id], Timeouts(), consent=options["yes"])
         async for event in dialogue.process_stream(prompt):
+            if isinstance(event, CompleteEvent) and _withheld(event):
+                status = 1
             if options["as_json"]:
                 click.echo(msgspec.json.encode(asdict(event)))
             elif isinstance(event, TokenEvent):
@@ -120,12 +132,22 @@ async def _ask(prompt: str, model_id: str, settings: AgentSettings, options: dic
                     show("", answer)  # an empty answer is a line too
                     end_line()
                     console.print(_facts(event), style="dim")
+                if (ended := ENDED.get(event.finish_reason)) is not None and (bare or status):
+                    sys.stdout.flush()
+                    click.echo(
+                        f"Error: no answer: {ended}" if status else f"the answer is not whole: {ended}", err=True
+                    )
             if isinstance(event, ErrorEvent):
                 if not options["as_json"]:
                     end_line()
                     click.echo(f"Error: {event.error}: {visible(event.message)}", err=True)
                 return 1
-    return 0
+    return status
+
+
+def _withheld(event: CompleteEvent) -> bool:
+    """Whether there is no answer because model or provider would not give one."""
+    return not event.response.strip() and event.finish_reason in (FinishReason.REFUSAL, FinishReason.CONTENT_FILTER)
 
 
 def _facts(event: CompleteEvent) -> str:
@@ -136,6 +158,8 @@ def _facts(event: CompleteEvent) -> str:
         facts.append(f"first token {metrics.ttft:.2f} s")
     if event.from_cache:
         facts.append("from the cache")
+    if (ended := ENDED.get(event.finish_reason)) is not None:
+        facts.append(ended)
     return " · ".join(facts)
 
 

@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import re
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,7 @@ from pidgin_cli.core.events import ConversationStartEvent, Event, InterventionEv
 from pidgin_cli.core.types import Agent, ModelRequest, clean_text
 from pidgin_cli.eventlog.folder import OutputRoot
 from pidgin_cli.eventlog.log import Record, read_record
+from pidgin_cli.experiments.library import settle
 from pidgin_cli.experiments.lineage import Branch, Fork, branches, fork, prefix, whole
 from pidgin_cli.experiments.preflight import check_models, recording
 from pidgin_cli.experiments.runner import create_experiment, find_log, spec_of
@@ -30,7 +33,7 @@ from pidgin_cli.providers.registry import PROVIDERS, ProviderPool, effective_par
 from pidgin_cli.reports.text import count
 from pidgin_cli.spec.catalogue import context_window
 from pidgin_cli.spec.conversation import ConversationSpec, DetectorPolicy, Intervention, Origin
-from pidgin_cli.spec.experiment import check, expand, resolve, to_yaml
+from pidgin_cli.spec.experiment import ExperimentSpec, check, expand, resolve, to_yaml
 
 from .agents import checked_text
 from .chat import converse, note, read_prompt
@@ -41,6 +44,7 @@ __all__ = ["branch", "diff", "replay", "show_tree"]
 SHOWN_DIFFERENCES = 20
 NO_KEY = "none-needed"
 VALUE_CELLS = 60
+_LIKE_AN_ID = re.compile(r"[a-z][a-z0-9]{0,15}")
 
 
 # branch
@@ -53,22 +57,40 @@ def branch(target: str, options: dict[str, Any]) -> int:
     start = _start(read_record(find_log(root, target)), target)
     origin = Origin(start.conversation_id or "", options["turn"])
     found = fork(root, origin)
-    spec, notices = resolve(check(_branch_data(found, origin, options), "branch"), PROVIDERS)
+    wanted = check(_branch_data(found, origin, options), "branch")
+    spec, notices = resolve(wanted, PROVIDERS)
     for notice in notices:
         note(notice)
     if (path := options["save_spec"]) is not None:
-        _save(path, to_yaml(spec), f"run it with: pidgin run {path}")
+        if path == Path("-"):
+            click.echo(to_yaml(spec), nl=False)
+        else:
+            _save(path, to_yaml(spec), f"run it with: pidgin run {path}")
         return 0
+    _refuse_taken(root, wanted)
     check_models(_expanded(spec), root)
     root.prepare()
     if spec.repetitions > 1:
         from .run import launch
 
-        return launch(root, create_experiment(root, spec), options | {"detach": False, "retry_failed": False})
+        with root.naming():
+            _refuse_taken(root, wanted)
+            folder = create_experiment(root, spec)
+        return launch(root, folder, options | {"detach": False, "retry_failed": False})
     return asyncio.run(converse(root, spec, None, options))
 
 
-def _expanded(spec: Any) -> list[ConversationSpec]:
+def _refuse_taken(root: OutputRoot, spec: ExperimentSpec) -> None:
+    """Raises SpecError or NotFound where the name of a branch is another experiment's."""
+    folder, _, _ = settle(root, spec, PROVIDERS)
+    if folder is not None:
+        raise SpecError(
+            f"the name {spec.name!r} is in use by experiment {folder.experiment_id}, which is this very branch; go on "
+            f"with it: pidgin resume {folder.experiment_id}; or choose another name"
+        )
+
+
+def _expanded(spec: ExperimentSpec) -> list[ConversationSpec]:
     return list(expand(spec, "").values())
 
 
@@ -194,7 +216,14 @@ def _at_fork(found: Fork, origin: Origin, options: Mapping[str, Any]) -> Iterato
             raise click.UsageError("--edit: before turn 1 there is no message to edit; use --turn 1 or later.")
         agent_id, equals, words = text.partition("=")
         if not equals or agent_id not in ids:
-            agent_id, words = said[-1].agent_id, text
+            last = said[-1].agent_id
+            if equals and _LIKE_AN_ID.fullmatch(agent_id):
+                literally = f"--edit {last}={shlex.quote(one_line(text, VALUE_CELLS))}"
+                raise click.UsageError(
+                    f"--edit: there is no agent {agent_id!r}, only {', '.join(ids)}; if that is a part of the text, "
+                    f"name the agent before it: {literally}"
+                )
+            agent_id, words = last, text
         if not any(event.agent_id == agent_id for event in said):
             raise click.UsageError(f"--edit: agent {agent_id!r} has said nothing before turn {turn}.")
         yield {"turn": turn, "edit": checked_text("--edit", words), "agent": agent_id}

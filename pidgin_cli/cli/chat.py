@@ -31,12 +31,14 @@ from pidgin_cli.monitor.chat import ChatDisplay, TailDisplay
 from pidgin_cli.monitor.console import make_console
 from pidgin_cli.monitor.text import one_line, visible
 from pidgin_cli.providers.registry import PROVIDERS, ProviderPool, split_model
+from pidgin_cli.reports.text import count
 from pidgin_cli.spec.experiment import ExperimentSpec, check, expand, load, resolve
 
 from .agents import agents_of, checked_text
-from .records import existing_root, short_path
+from .records import existing_root, manifest_of, short_path
 
 __all__ = [
+    "budget_hint",
     "chat",
     "command_line",
     "logged",
@@ -49,6 +51,7 @@ __all__ = [
 ]
 
 FINISHED = (Status.COMPLETED,)
+_BUDGET_FLAGS = {"usd": "--budget", "tokens": "--budget-tokens", "wall_time": "--budget-time"}
 EXIT_INTERRUPTED = 130
 RUNS_LIKE_MANY = ("max_parallel", "budget", "budget_tokens", "budget_time", "notify", "detach")
 """Flags of `resume` that are about running an experiment, even one of a single conversation."""
@@ -117,7 +120,7 @@ def _is_paused(manifest: Manifest) -> bool:
 
 def _resume(root: OutputRoot, folder: ExperimentFolder, options: dict[str, Any]) -> int:
     name = folder.experiment_id
-    manifest = current_manifest(root, folder)
+    manifest = manifest_of(root, folder)
     if (runner := living_runner(root, name)) is not None:
         if _is_paused(manifest):
             ask_runner(root, name, Wish.RESUME)
@@ -492,7 +495,7 @@ async def _run(root: OutputRoot, folder: ExperimentFolder, pool: ProviderPool, o
         for number in (signal.SIGUSR1, signal.SIGUSR2):
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_IGN)  # one that comes too late ends nothing
-    _tell_where(screen, folder, outcomes, options)
+    _tell_where(screen, runner, folder, outcomes, options)
     made = 0
     if options["post_processing"]:
         from .reports import PAGES_OF_A_CHAT, make_pages
@@ -502,19 +505,33 @@ async def _run(root: OutputRoot, folder: ExperimentFolder, pool: ProviderPool, o
     return _exit_status(outcomes, screen) or made
 
 
+def budget_hint(runner: Runner, folder: ExperimentFolder, options: dict[str, Any]) -> str | None:
+    """How to go on where a cap ended conversations of this run; None: none did."""
+    go_on = command_line("resume", folder.experiment_id, options)
+    if (cap := runner.budget.ended_by) is not None:
+        return f"the budget is used up; go on with: {go_on} {_BUDGET_FLAGS[cap]} …"
+    ended = sum(outcome.end_reason is EndReason.BUDGET for outcome in runner.outcomes.values())
+    if not ended:
+        return None
+    each = runner.budget.per_conversation
+    named = {"usd": each.usd, "tokens": each.tokens, "wall_time": each.seconds}
+    caps = " or ".join(f"budget.per_conversation.{name}" for name, value in named.items() if value is not None)
+    where = visible(short_path(folder.spec))
+    return f"{count(ended, 'conversation')} reached {caps}; allow more in {where}, then: {go_on}"
+
+
 def _tell_where(
-    screen: _Screen, folder: ExperimentFolder, outcomes: dict[str, Outcome], options: dict[str, Any]
+    screen: _Screen, runner: Runner, folder: ExperimentFolder, outcomes: dict[str, Outcome], options: dict[str, Any]
 ) -> None:
     path = short_path(folder.path)
     finished = all(outcome.status in FINISHED for outcome in outcomes.values())
     then = command_line("show" if finished else "resume", folder.experiment_id, options)
-    if any(outcome.end_reason is EndReason.BUDGET for outcome in outcomes.values()):
-        then += " --budget …"
     if screen.kind == "quiet":
         click.echo(os.fsencode(path) if not sys.stdout.isatty() else visible(path))
     elif screen.kind != "json":
         screen.console.print(f"record: {visible(path)}", soft_wrap=True)
-        screen.console.print(f"{'read it again' if finished else 'go on'}: {then}", soft_wrap=True)
+        hint = budget_hint(runner, folder, options) or f"{'read it again' if finished else 'go on'}: {then}"
+        screen.console.print(hint, soft_wrap=True)
     failures = [outcome.error for outcome in outcomes.values() if outcome.error]
     if screen.unwritable is not None:
         failures.append(f"the output cannot be written: {screen.unwritable.strerror}")

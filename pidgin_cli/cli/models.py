@@ -2,7 +2,8 @@
 
 import asyncio
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 import click
@@ -11,16 +12,19 @@ from rich.table import Table
 from rich.text import Text
 
 from pidgin_cli.conversation.setup import use_person_settings
-from pidgin_cli.core.errors import SpecError
+from pidgin_cli.core.errors import ProviderTimeout, SpecError
 from pidgin_cli.core.types import Timeouts
 from pidgin_cli.monitor.console import make_console
 from pidgin_cli.monitor.text import visible
-from pidgin_cli.providers.keys import find_key, key_fault, remove_key, store_key
+from pidgin_cli.providers.keys import fault_in, find_key, key_fault, remove_key, store_key
 from pidgin_cli.providers.registry import PROVIDERS, ProviderPool, missing_key
 from pidgin_cli.spec.catalogue import ModelFacts, aliases, facts, known_models, resolve_model
 from pidgin_cli.spec.settings import Settings, config_folder, load_settings
 
 __all__ = ["list_keys", "list_models", "remove_keys", "set_key", "show_config"]
+
+ANSWER_S = 30.0
+"""So long a server may take to say what it has."""
 
 
 def list_models(
@@ -31,6 +35,8 @@ def list_models(
     Without a query: those with a short name. `remote` asks the provider what it serves; `loaded` asks Ollama what it
     holds in memory.
     """
+    if loaded and (query is not None or everything or remote or provider not in (None, "ollama")):
+        raise click.UsageError("--loaded tells what Ollama holds in memory, all of it; give only --json beside it.")
     use_person_settings()
     if provider is not None and provider not in PROVIDERS:
         raise SpecError(f"no provider {provider!r}; there are {', '.join(PROVIDERS)}")
@@ -115,15 +121,30 @@ async def _remote(provider: str | None) -> list[str]:
         adapter: Any = pool.adapter(f"{provider}:any", Timeouts())
         if not hasattr(adapter, "served_models"):
             raise SpecError(f"{provider} cannot be asked what it serves")
-        return [f"{info.name}:{name}" for name in await adapter.served_models()]
+        async with _in_time(provider):
+            return [f"{info.name}:{name}" for name in await adapter.served_models()]
     finally:
         await pool.aclose()
 
 
-def _list_loaded(*, as_json: bool) -> None:
-    from pidgin_cli.providers.residency import loaded_models
+@asynccontextmanager
+async def _in_time(provider: str) -> AsyncIterator[None]:
+    """Raises ProviderTimeout when the block takes longer than `ANSWER_S`."""
+    try:
+        async with asyncio.timeout(ANSWER_S):
+            yield
+    except TimeoutError:
+        raise ProviderTimeout(f"{provider} did not answer within {ANSWER_S:g} s", provider=provider) from None
 
-    found = asyncio.run(loaded_models())
+
+def _list_loaded(*, as_json: bool) -> None:
+    from pidgin_cli.providers.residency import LoadedModel, loaded_models
+
+    async def ask() -> list[LoadedModel]:
+        async with _in_time("ollama"):
+            return await loaded_models()
+
+    found = asyncio.run(ask())
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2))
         return
@@ -165,6 +186,8 @@ def set_key(provider: str) -> None:
     value = value.strip()
     if not value:
         raise SpecError("no key was given; nothing has changed")
+    if (fault := fault_in(value)) is not None:
+        raise SpecError(f"this is no key: it has {fault}; nothing has changed")
     store_key(variable, value)
     click.echo(f"kept as {variable} in the keyring")
 

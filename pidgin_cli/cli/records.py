@@ -26,7 +26,15 @@ from pidgin_cli.monitor.console import make_console
 from pidgin_cli.monitor.text import one_line, visible
 from pidgin_cli.reports.text import count
 
-__all__ = ["existing_root", "list_records", "rebuild_manifests", "short_path", "show_record"]
+__all__ = [
+    "existing_root",
+    "list_records",
+    "manifest_of",
+    "note_broken",
+    "rebuild_manifests",
+    "short_path",
+    "show_record",
+]
 
 SHOWN_ERRORS = 5
 
@@ -55,6 +63,21 @@ def _note(text: str) -> None:
     click.echo(f"Note: {visible(text)}", err=True)
 
 
+def manifest_of(root: OutputRoot, folder: ExperimentFolder) -> Manifest:
+    """The manifest as it is now, with a note where it had to come from the logs."""
+    return current_manifest(root, folder, lambda: note_broken(folder))
+
+
+def note_broken(folder: ExperimentFolder) -> None:
+    """Say that the manifest of an experiment is gone."""
+    anew = f"pidgin rebuild {folder.experiment_id} writes it anew"
+    if folder.manifest.is_dir():
+        what, then = "is a folder", f"move that away, then {anew}"
+    else:
+        what, then = "is broken" if folder.manifest.exists() else "is missing", anew
+    _note(f"manifest.json of {folder.experiment_id} {what}; what is shown comes from the logs ({then})")
+
+
 def _status(status: Status) -> Text:
     return Text(status.value, status_style(status))
 
@@ -77,7 +100,7 @@ def list_records(output: Path | None, *, as_json: bool) -> None:
     manifests = []
     for folder in root.folders():
         try:
-            manifests.append(current_manifest(root, folder))
+            manifests.append(manifest_of(root, folder))
         except PidginError as error:
             _note(f"{folder.experiment_id} is left out: {error}")
     manifests.sort(key=lambda found: found.created_at, reverse=True)
@@ -127,7 +150,7 @@ def show_record(
         _read_out(log, show_thinking=show_thinking, show_system_prompts=show_system_prompts)
         return
     folder = root.find(target)
-    manifest = current_manifest(root, folder)
+    manifest = manifest_of(root, folder)
     if as_json:
         _as_json([manifest])
         return

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,10 +25,11 @@ from pidgin_cli.eventlog.manifest import Manifest, read_manifest
 from pidgin_cli.experiments.budget import caps_of, check_caps
 from pidgin_cli.experiments.daemon import detach, starting
 from pidgin_cli.experiments.library import save_spec, settle
+from pidgin_cli.experiments.lineage import fork
 from pidgin_cli.experiments.notify import notify_command, notify_desktop
 from pidgin_cli.experiments.preflight import check_models, recording
 from pidgin_cli.experiments.registry import Wish, ask_runner, current_manifest, living_runner
-from pidgin_cli.experiments.runner import Runner, create_experiment
+from pidgin_cli.experiments.runner import Runner, create_experiment, find_log
 from pidgin_cli.monitor.chat import TailDisplay, cost_text
 from pidgin_cli.monitor.console import make_console
 from pidgin_cli.monitor.progress import LISTENS_TO, RunProgress
@@ -38,14 +39,13 @@ from pidgin_cli.reports.text import count
 from pidgin_cli.spec.conversation import ConversationSpec
 from pidgin_cli.spec.experiment import ExperimentSpec, check, expand, load
 
-from .chat import EXIT_INTERRUPTED, command_line, logged, note, prepare_ollama, spec_from_flags
+from .chat import EXIT_INTERRUPTED, budget_hint, command_line, logged, note, prepare_ollama, spec_from_flags
 from .plan import cost_range, show_plan
 from .records import existing_root, short_path
 
 __all__ = ["control", "run", "run_again", "runner_process"]
 
 REDRAW_S = 0.25
-_BUDGET_FLAGS = {"usd": "--budget", "tokens": "--budget-tokens", "wall_time": "--budget-time"}
 LEAVE_LOOK_S = 0.1
 
 
@@ -58,8 +58,9 @@ def run(spec_file: Path | None, options: dict[str, Any]) -> int:
     for notice in notices:
         note(notice)
     conversations = expand(spec, "" if folder is None else folder.experiment_id)
-    chosen = _chosen(conversations, options)
+    chosen = _chosen(conversations, options, tell=True)
     chosen_specs = [conversations[name] for name in (conversations if chosen is None else chosen)]
+    _look_up_origins(root, conversations, chosen_specs)
     keyless = check_models(chosen_specs, root, keys=not options["dry_run"])
     for missing in keyless:
         note(missing)
@@ -146,8 +147,29 @@ def _changes(options: dict[str, Any], kept: dict[str, Any] | None = None) -> dic
     return changes
 
 
-def _chosen(conversations: dict[str, ConversationSpec], options: dict[str, Any]) -> list[str] | None:
-    """The conversations to run now, in order; None: all, in their own order."""
+def _look_up_origins(root: OutputRoot, conversations: Collection[str], chosen: Iterable[ConversationSpec]) -> None:
+    """See that what is left by branches is recorded that far.
+
+    Args:
+        conversations: of the plan itself, which are yet to be recorded.
+
+    Raises:
+        NotFound: there is no such conversation, or it has not got as far as that turn.
+        LogError: its record is damaged.
+    """
+    for origin in dict.fromkeys(spec.origin for spec in chosen):
+        if origin is not None and origin.conversation_id not in conversations:
+            find_log(root, origin.conversation_id)  # shows what there is instead
+            fork(root, origin)
+
+
+def _chosen(
+    conversations: dict[str, ConversationSpec], options: dict[str, Any], *, tell: bool = False
+) -> list[str] | None:
+    """The conversations to run now, in order; None: all, in their own order.
+
+    A twin takes the one along that it branches from; with `tell` a note says so.
+    """
     filters, limit, shuffle_seed = options.get("filter") or (), options.get("limit"), options.get("shuffle_seed")
     if not filters and limit is None and shuffle_seed is None:
         return None
@@ -156,7 +178,15 @@ def _chosen(conversations: dict[str, ConversationSpec], options: dict[str, Any])
     chosen = plan_order(conversations, filters=filters, limit=limit, shuffle_seed=shuffle_seed)
     if not chosen:
         raise SpecError("no conversation of the plan fits --filter; see the arms with --dry-run")
-    return chosen
+    whole: dict[str, None] = {}
+    for name in chosen:
+        origin = conversations[name].origin
+        if origin is not None and origin.conversation_id in conversations:
+            whole[origin.conversation_id] = None
+        whole[name] = None
+    if tell and (more := len(whole) - len(chosen)):
+        note(f"{count(more, 'conversation')} more {'is' if more == 1 else 'are'} run, which chosen twins branch from")
+    return list(whole)
 
 
 async def _check_budget(
@@ -338,7 +368,14 @@ def _nothing_to_do(root: OutputRoot, folder: ExperimentFolder, left: _Left, opti
     elif not options["as_json"]:
         name = folder.experiment_id
         failed = f"; {count(left.failed, 'conversation')} failed" if left.failed else ""
-        click.echo(f"{name} has nothing left to run{failed}")
+        whole = _left(folder, options | {"filter": (), "limit": None, "shuffle_seed": None})
+        if more := whole.waiting - left.waiting:
+            conversations = expand(load(folder.spec), name)
+            chosen = count(len(_chosen(conversations, options) or conversations), "conversation")
+            others = f"{more:,} more {'is' if more == 1 else 'are'} left"
+            click.echo(f"{name} has nothing left to run among the {chosen} that were chosen; {others}{failed}")
+        else:
+            click.echo(f"{name} has nothing left to run{failed}")
         if failed:
             click.echo(f"Try again with: {command_line('resume', name, options)} --retry-failed")
     made = make_missing(root, folder, options)
@@ -486,14 +523,8 @@ class _Screen:
             if expected.cost_usd not in (None, (0.0, 0.0)) and manifest.status is Status.COMPLETED:
                 self.console.print(f"expected before it began: {cost_range(expected.cost_usd)}", highlight=False)
             self.console.print(f"record: {visible(short_path(folder.path))}", soft_wrap=True, highlight=False)
-            if runner.budget.ended_by is not None:
-                flag = _BUDGET_FLAGS[runner.budget.ended_by]
-                self.console.print("the budget is used up; go on with: ", end="", style="yellow")
-                self.console.print(
-                    f"{command_line('resume', folder.experiment_id, options)} {flag} …",
-                    soft_wrap=True,
-                    highlight=False,
-                )
+            if (hint := budget_hint(runner, folder, options)) is not None:
+                self.console.print(hint, soft_wrap=True, highlight=False, markup=False)
             elif manifest.status is not Status.COMPLETED:
                 more = " --retry-failed" if manifest.status is Status.FAILED else ""
                 self.console.print(

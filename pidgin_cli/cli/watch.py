@@ -37,7 +37,7 @@ from pidgin_cli.core.types import Status
 from pidgin_cli.eventlog.codec import Skipped, encode
 from pidgin_cli.eventlog.folder import ExperimentFolder, OutputRoot
 from pidgin_cli.eventlog.follow import Follower
-from pidgin_cli.experiments.registry import Wish, ask_runner, current_manifest
+from pidgin_cli.experiments.registry import Wish, ask_runner, living_runner
 from pidgin_cli.experiments.watch import UNDER_WAY, UNFINISHED, Watch, Watched, moment_of
 from pidgin_cli.monitor.chat import ChatDisplay, TailDisplay
 from pidgin_cli.monitor.console import make_console
@@ -45,7 +45,7 @@ from pidgin_cli.monitor.dashboard import Ask, Dashboard, Open, Quit, static_view
 from pidgin_cli.monitor.text import one_line, visible
 from pidgin_cli.reports.text import count
 
-from .records import existing_root
+from .records import existing_root, manifest_of, note_broken
 
 __all__ = ["attach", "monitor", "show_logs"]
 
@@ -222,7 +222,14 @@ def monitor(target: str | None, output: Path | None, *, once: bool, as_json: boo
             _run_screen(console, watch, dashboard, keyboard)
     except (KeyboardInterrupt, EOFError):
         pass  # as q: nothing was asked for that is cut off
+    _note_broken(watch)
     return 0
+
+
+def _note_broken(watch: Watch) -> None:
+    for watched in watch.experiments:
+        if watched.from_logs:
+            note_broken(watched.folder)
 
 
 def _root_of(folder: ExperimentFolder) -> OutputRoot:
@@ -247,6 +254,7 @@ def _print_once(watch: Watch, folder: ExperimentFolder | None, console: Console,
     logs = {watched.key: list(watched.entries()) if opened is not None else watched.active(now) for watched in shown}
     while watch.follow(logs):
         pass
+    _note_broken(watch)
     if as_json:
         sights = []
         for watched in shown:
@@ -340,7 +348,7 @@ def attach(
     folder = root.find(target)
     root = _root_of(folder)
     console = make_console()
-    manifest = current_manifest(root, folder)
+    manifest = manifest_of(root, folder)
     conversation_id = None
     if re.fullmatch(r"[a-z0-9]{8}-\d+", target) and target.partition("-")[0] == folder.experiment_id:
         conversation_id = target
@@ -631,11 +639,21 @@ _ENTRY = re.compile(
 def show_logs(target: str, output: Path | None, *, follow: bool, lines: int, events: bool, as_json: bool) -> int:
     """Print the log of an experiment's runner, or what the records say went wrong. Gives the exit status."""
     root = existing_root(output)
-    folder = root.find(target)
-    root = _root_of(folder)
-    log = root.run_logs / f"experiment_{folder.experiment_id}.log"
+    folder: ExperimentFolder | None = None
+    try:
+        folder = root.find(target)
+    except NotFound:
+        experiment_id = target.partition("-")[0]
+        log = _log_of_runner(root, experiment_id)
+        if events or not re.fullmatch(r"[a-z0-9]{8}(-\d+)?", target) or not log.is_file():
+            raise
+        click.echo(f"Note: the folder of {experiment_id} is gone; this is the log that its runner left", err=True)
+    else:
+        root = _root_of(folder)
+        experiment_id = folder.experiment_id
+        log = _log_of_runner(root, experiment_id)
     source: _RunLog | _Troubles
-    source = _Troubles(folder) if events or not log.is_file() else _RunLog(log)
+    source = _RunLog(log) if folder is None or (log.is_file() and not events) else _Troubles(folder)
     if isinstance(source, _Troubles) and not events:
         click.echo("Note: its runner has no log; this is what the records say went wrong", err=True)
     entries = source.read()
@@ -651,15 +669,24 @@ def show_logs(target: str, output: Path | None, *, follow: bool, lines: int, eve
     watch = Watch(root)
     with contextlib.suppress(KeyboardInterrupt):
         while True:
-            watch.refresh([folder.path.name])
-            watched = watch.get(folder.path.name)
+            runs = _runs(watch, folder) if folder is not None else living_runner(root, experiment_id) is not None
             new = source.read()
             for entry in new:
                 print_entry(entry)
-            if not new and (watched is None or not watched.under_way):
+            if not new and not runs:
                 break
             time.sleep(POLL_S)
     return 0
+
+
+def _log_of_runner(root: OutputRoot, experiment_id: str) -> Path:
+    return root.run_logs / f"experiment_{experiment_id}.log"
+
+
+def _runs(watch: Watch, folder: ExperimentFolder) -> bool:
+    watch.refresh([folder.path.name])
+    watched = watch.get(folder.path.name)
+    return watched is not None and watched.under_way
 
 
 def _print_plain(entry: _Entry) -> None:

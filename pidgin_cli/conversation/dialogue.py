@@ -25,6 +25,7 @@ from pidgin_cli.core.events import Event
 from pidgin_cli.core.types import (
     Agent,
     AgentSettings,
+    FinishReason,
     Message,
     ModelRequest,
     ResponseFold,
@@ -105,12 +106,15 @@ class RestartEvent:
 
 @dataclass(frozen=True)
 class CompleteEvent:
-    """The whole reply. The last event, unless an error is."""
+    """The reply as far as it goes. The last event, unless an error is."""
 
     response: str
     from_cache: bool
     metrics: DialogueMetrics
     thinking: str = ""
+    finish_reason: FinishReason = FinishReason.STOP
+    """Why the model stopped: `stop` is a whole reply, `length` one that was cut; refused and filtered ones may be
+    empty."""
     type: Literal["complete"] = "complete"
 
 
@@ -135,7 +139,10 @@ def check_settings(model_id: str, settings: AgentSettings) -> None:
 
 
 class Dialogue:
-    """Asks models single questions, with retries, time-outs and, if wanted, the response cache."""
+    """Asks models single questions, with retries, time-outs and, if wanted, the response cache.
+
+    It may be used in one event loop after another, as with several `asyncio.run`; each opens connections of its own.
+    """
 
     def __init__(
         self,
@@ -176,6 +183,7 @@ class Dialogue:
             SpecError: no model, an unknown one, or a setting that it does not take; or, without a pool, the person's
                 settings or a plug-in are wrong.
         """
+        await self._pool.move_here()
         if not self._set_up:
             await asyncio.to_thread(ensure_person_settings)
         model_id = resolve_model(model or self._model or "", PROVIDERS)
@@ -254,10 +262,11 @@ class Dialogue:
                 cost_usd=0.0 if cached else cost_usd(model_id, response.usage, at_home=home),
             ),
             thinking="\n\n".join(block.text for block in response.message.thinking if block.text),
+            finish_reason=response.finish.reason,
         )
 
     async def process(self, prompt: str, model: str | None = None) -> CompleteEvent:
-        """Ask, and return the whole reply.
+        """Ask, and return the reply; `finish_reason` says whether it is whole.
 
         Raises:
             SpecError: no model, an unknown one, or a setting that it does not take.

@@ -97,7 +97,8 @@ def _done(event: InterventionEvent) -> str:
         case "edit":
             return f"message {event.edited_index} of {event.agent_id} now reads: {event.after or ''}"
         case "mute":
-            return f"{event.agent_id} is silent for {event.turns or 1} turns"
+            turns = event.turns or 1
+            return f"{event.agent_id} is silent for {turns} turn{'' if turns == 1 else 's'}"
         case "swap_model":
             return f"{event.agent_id} is {event.after} now, no longer {event.before}"
         case "swap_system_prompt":

@@ -581,8 +581,7 @@ _UNDATED = "(SELECT _id FROM ConversationStartEvent WHERE spec->>'$.source.forma
 _DAMAGE = """
     SELECT id, n, why, left(line, 80) AS beginning, 1 AS lines FROM damage JOIN lines USING (id, n)
     UNION ALL
-    SELECT id, n, 'missing', events || CASE WHEN events = 1 THEN ' event is missing' ELSE ' events are missing' END, events
-    FROM gaps
+    SELECT id, n, 'missing', events || if(events = 1, ' event is missing', ' events are missing'), events FROM gaps
 """
 
 _SELECTS = {

@@ -38,6 +38,7 @@ __all__ = [
     "ManifestWriter",
     "read_manifest",
     "rebuild",
+    "stored_manifest",
     "tell_post_processing",
 ]
 
@@ -137,10 +138,16 @@ class Manifest(Struct, kw_only=True):
 
 def read_manifest(folder: ExperimentFolder) -> Manifest:
     """The manifest of an experiment. Where it is missing or damaged, it is derived from the logs instead."""
+    stored = stored_manifest(folder)
+    return rebuild(folder) if stored is None else stored
+
+
+def stored_manifest(folder: ExperimentFolder) -> Manifest | None:
+    """What `manifest.json` holds; None where it is missing or damaged."""
     try:
         return msgspec.json.decode(folder.manifest.read_bytes(), type=Manifest)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-        return rebuild(folder)
+        return None
 
 
 def _write(path: Path, manifest: Manifest) -> None:

@@ -6,6 +6,7 @@ import os
 import platform
 import signal
 import time
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,7 @@ import psutil
 from pidgin_cli.core.errors import LogError, NotFound
 from pidgin_cli.core.types import Status
 from pidgin_cli.eventlog.folder import ExperimentFolder, OutputRoot
-from pidgin_cli.eventlog.manifest import Manifest, read_manifest, rebuild
+from pidgin_cli.eventlog.manifest import Manifest, rebuild, stored_manifest
 
 __all__ = ["HEARTBEAT_S", "SIGNALS", "PidFile", "Wish", "ask_runner", "current_manifest", "living_runner"]
 
@@ -151,9 +152,16 @@ def ask_runner(root: OutputRoot, experiment_id: str, wish: Wish) -> Runner:
     return runner
 
 
-def current_manifest(root: OutputRoot, folder: ExperimentFolder) -> Manifest:
-    """The manifest with its status as it is now: what seems to run without a living runner is interrupted."""
-    manifest = read_manifest(folder)
+def current_manifest(root: OutputRoot, folder: ExperimentFolder, broken: Callable[[], None] = lambda: None) -> Manifest:
+    """The manifest with its status as it is now: what seems to run without a living runner is interrupted.
+
+    Args:
+        broken: called where `manifest.json` is missing or damaged and the logs alone tell.
+    """
+    stored = stored_manifest(folder)
+    if stored is None:
+        broken()
+    manifest = rebuild(folder) if stored is None else stored
     unfinished = (Status.CREATED, Status.RUNNING, Status.PAUSED)
     dead = living_runner(root, folder.experiment_id) is None and not _heard_of(root, manifest)
     if manifest.status in unfinished and dead:

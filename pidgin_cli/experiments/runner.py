@@ -525,7 +525,7 @@ class Runner:
             syncer=syncer,
             durability=spec.durability,
         )
-        timer: asyncio.TimerHandle | None = None
+        deadline: _Deadline | None = None
         try:
             bus = EventBus()
             self._writer.seed(conversation_id, run_state(record.events))
@@ -549,17 +549,16 @@ class Runner:
                 prefix=() if spec.origin is None else prefix(self.root, spec.origin),
             )
             if (limit_s := self.budget.per_conversation.seconds) is not None:
-                timer = asyncio.get_running_loop().call_later(
-                    max(0.0, limit_s - spent.seconds), conductor.control.stop, "budget", EndReason.BUDGET
-                )
+                deadline = _Deadline(limit_s - spent.seconds, conductor.control)
+                bus.subscribe(deadline.begin, ConversationStartEvent, ConversationResumedEvent)
             for name in self._pausers:
                 conductor.control.pause(name, everybody=True)
             self._on_conversation(conductor)
             self.running[conversation_id] = conductor
             return await conductor.run()
         finally:
-            if timer is not None:
-                timer.cancel()
+            if deadline is not None:
+                deadline.cancel()
             self.running.pop(conversation_id, None)
             self._held.discard(conversation_id)
             await log.aclose()
@@ -620,6 +619,32 @@ class Runner:
         if not self._warned:
             self._warned = True
             _log.warning("%s; `pidgin rebuild %s` makes it again from the logs", error, self.folder.experiment_id)
+
+
+class _Deadline:
+    """Ends a conversation when its time is up.
+
+    The time counts from the event from which the record counts it, too, so that none is left once this has struck.
+    """
+
+    def __init__(self, left_s: float, control: Control) -> None:
+        self._left_s = left_s
+        self._control = control
+        self._timer: asyncio.TimerHandle | None = None
+        if left_s <= 0:
+            self._strike()
+
+    def begin(self, _: Event) -> None:
+        """The conversation starts or goes on."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, self._left_s), self._strike)
+
+    def cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _strike(self) -> None:
+        self._control.stop("budget", EndReason.BUDGET)
 
 
 def spec_of(record: Record) -> ConversationSpec | None:

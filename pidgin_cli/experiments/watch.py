@@ -308,6 +308,8 @@ class Watched:
         self.manifest: Manifest | None = None
         self.problem: str | None = None
         """Why there is no manifest."""
+        self.from_logs = False
+        """`manifest.json` is missing or damaged, so that the logs alone tell."""
         self.runner: Runner | None = None
         self.reads = 0
         """How often the manifest has been read."""
@@ -354,8 +356,9 @@ class Watched:
 
     def _read(self, root: OutputRoot) -> None:
         self.reads += 1
+        self.from_logs = False
         try:
-            self.manifest, self.problem = current_manifest(root, self.folder), None
+            self.manifest, self.problem = current_manifest(root, self.folder, self._broken), None
         except PidginError as error:
             self.manifest, self.problem = None, str(error)
         except OSError as error:
@@ -365,6 +368,9 @@ class Watched:
         self.with_errors = sum(entry.error is not None for entry in entries)
         unfinished = self.manifest is not None and self.manifest.status in (*UNFINISHED, Status.INTERRUPTED)
         self._foreign = unfinished and self.manifest is not None and self.manifest.host not in (None, platform.node())
+
+    def _broken(self) -> None:
+        self.from_logs = True
 
     def _sample(self, now: float, messages: int) -> None:
         samples = self._samples

@@ -173,12 +173,12 @@ def _fault_text(fault: Fault) -> str:
 
 
 def _experiment_cells(sight: ExperimentSight, *, plain: bool) -> tuple[Cell, ...]:
-    done = "" if sight.total is None else f"{sight.ended:,}/{sight.total:,}"
+    done = "" if sight.total is None else f"{sight.completed:,}/{sight.total:,}"
     return (
         _cell(sight.experiment_id),
         _cell(sight.name or "" if sight.problem is None else f"{sight.name or ''} {sight.problem}"),
         _status(sight.status),
-        _cell(_bar(sight.ended, sight.total, plain=plain), "cyan"),
+        _cell(_bar(sight.completed, sight.total, plain=plain), "cyan"),
         _cell(done),
         _cell(_number(sight.turns)),
         _cell(_number(sight.messages)),
@@ -303,7 +303,8 @@ def _experiment_details(sight: ExperimentSight, now: datetime, width: int) -> li
         return _paragraph(sight.problem, "red", width)
     facts = [
         _cell(f"{sight.experiment_id} {sight.name or ''}".rstrip(), "bold"),
-        _cell(f"{sight.ended or 0:,} of {count(sight.total or 0, 'conversation')} ended"),
+        _cell(f"{sight.completed or 0:,} of {count(sight.total or 0, 'conversation')} complete"),
+        *([_cell(f"{sight.failed:,} failed", "red")] if sight.failed else []),
         _cell(count(sight.turns or 0, "turn")),
         _cell(count(sight.messages or 0, "message")),
         _cell(f"{_tokens(sight.tokens)} tokens"),
@@ -458,8 +459,9 @@ HELP = (
     ("Enter", "open the experiment, or the transcript of the conversation"),
     ("Esc", "back"),
     ("p", "pause the experiment, or let it go on"),
-    ("s", "stop the experiment after the messages under way; it can be resumed"),
-    ("f", "filter: words of name, id, arm, status, error; Enter keeps it, Esc drops it"),
+    ("s", "stop the experiment after the messages under way (see: resume)"),
+    ("f", "filter by words of name, id, arm, status, error"),
+    ("", "(Enter keeps the filter, Esc drops it)"),
     ("o", "sort by something else"),
     ("?", "this help"),
     ("q", "quit; what runs goes on"),
@@ -657,7 +659,9 @@ class Dashboard:
         status = _status(whole.status)
         head.append("  ").append(status.text, status.style)
         if whole.total is not None:
-            head.append(f"  {whole.ended:,}/{whole.total:,}")
+            head.append(f"  {whole.completed:,}/{whole.total:,}")
+        if whole.failed:
+            head.append(f"  {whole.failed:,} failed", "red")
         if whole.messages_per_minute is not None:
             head.append(f"  {whole.messages_per_minute:,.0f} msg/min", DIM)
         if whole.eta_s is not None:

@@ -54,6 +54,7 @@ from .wire import (
     rate_limits,
     retry_after_s,
     unfinished,
+    what_came,
 )
 
 __all__ = ["AnthropicProvider", "default_max_tokens"]
@@ -274,7 +275,7 @@ def translate(exc: Exception, *secrets: str) -> ProviderError:
         case UnicodeEncodeError():
             text = "the request holds text that UTF-8 cannot carry"
         case ValueError() | TypeError() | AttributeError() | RecursionError():
-            text = f"the server sent what the Anthropic API does not: {exc}"
+            text = f"the server sent what the Anthropic API does not: {what_came(exc)}"
     return kind(one_line(text, *secrets), provider=INFO.name, status=status, retry_after_s=retry_after, limits=limits)
 
 

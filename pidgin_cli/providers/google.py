@@ -39,7 +39,18 @@ from pidgin_cli.core.types import (
 from .base import Embedded, Timeouts
 from .instead import keep_json, kept_json
 from .registry import PROVIDERS, ProviderInfo
-from .wire import CUT_OFF, api_key, arguments_of, base_url, error_class, message_in, one_line, retry_after_s, unfinished
+from .wire import (
+    CUT_OFF,
+    api_key,
+    arguments_of,
+    base_url,
+    error_class,
+    message_in,
+    one_line,
+    retry_after_s,
+    unfinished,
+    what_came,
+)
 
 __all__ = ["GoogleProvider"]
 
@@ -249,7 +260,7 @@ def translate(exc: Exception, *secrets: str, answered: bool = True, said: str = 
         case ValueError() | TypeError() | AttributeError() | RecursionError() if said:
             kind, text = Overloaded, said
         case ValueError() | TypeError() | AttributeError() | RecursionError() if answered:
-            text = f"the server sent what the Gemini API does not: {text}"
+            text = f"the server sent what the Gemini API does not: {what_came(exc)}"
         case ValueError() | TypeError() | AttributeError() | RecursionError():
             kind = RequestRejected
             text = f"the SDK does not take this request: {text}"

@@ -8,7 +8,7 @@ from pidgin_cli.core.errors import PidginError, SpecError
 
 from .registry import ProviderInfo, missing_key
 
-__all__ = ["FoundKey", "fetch_key", "find_key", "key_fault", "remove_key", "store_key", "stored_key"]
+__all__ = ["FoundKey", "fault_in", "fetch_key", "find_key", "key_fault", "remove_key", "store_key", "stored_key"]
 
 SERVICE = "pidgin"
 
@@ -36,6 +36,15 @@ def _call(name: str, *args: str) -> Any:
         return getattr(keyring, name)(SERVICE, *args)
     except Exception as error:  # back ends raise errors of their own as well; their text may hold the key
         raise PidginError(f"the keyring refused: {type(error).__name__}; unlock it and try again") from None
+
+
+def fault_in(value: str) -> str | None:
+    """What no key has, if `value` has it: keys go into a header of the request, and never hold a blank."""
+    if not value.isascii():
+        return "a letter that is not ASCII"
+    if not value.isprintable():
+        return "a character that cannot be printed"
+    return "a blank in it" if " " in value else None
 
 
 def store_key(variable: str, value: str) -> None:

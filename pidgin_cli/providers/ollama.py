@@ -37,7 +37,7 @@ from .base import Embedded, Timeouts
 from .inline_thinking import ThinkingSplitter
 from .ollama_setup import EXAMPLE, place
 from .registry import PROVIDERS, ProviderInfo, address
-from .wire import CUT_OFF, arguments_of, bad_address, error_class, message_in, one_line, retry_after_s
+from .wire import CUT_OFF, arguments_of, bad_address, error_class, message_in, one_line, retry_after_s, what_came
 
 try:
     import ollama as sdk
@@ -211,14 +211,18 @@ class OllamaProvider:
     async def pull(self, model: str) -> AsyncIterator[PullProgress]:
         """Download `model`, telling how far it is. Only to be called after a person said yes; ends when it is there."""
         done = False
-        with self._translating(model):
-            steps = await self._client.pull(model, stream=True)
-            async with aclosing(cast("AsyncGenerator[sdk.ProgressResponse]", steps)):
-                async for step in steps:
-                    done = step.status == "success"
-                    yield PullProgress(step.status or "", step.completed, step.total)
-            if not done:
-                raise ProviderUnavailable("the download ended before it was whole; the next try goes on from there")
+        try:
+            with self._translating(model):
+                steps = await self._client.pull(model, stream=True)
+                async with aclosing(cast("AsyncGenerator[sdk.ProgressResponse]", steps)):
+                    async for step in steps:
+                        done = step.status == "success"
+                        yield PullProgress(step.status or "", step.completed, step.total)
+                if not done:
+                    raise ProviderUnavailable("the download ended before it was whole; the next try goes on from there")
+        except ProviderError as error:
+            error.args = (f"Ollama could not get {model}: {error}",)
+            raise
 
     async def aclose(self) -> None:
         await self._client.close()  # type: ignore[no-untyped-call]
@@ -271,7 +275,7 @@ def translate(exc: Exception, *secrets: str, netloc: str, model: str = "") -> Pr
         case UnicodeEncodeError():
             text = "the request holds text that UTF-8 cannot carry"
         case ValueError() | TypeError() | AttributeError() | RecursionError():
-            text = f"the server sent what the Ollama API does not: {exc}"
+            text = f"the server sent what the Ollama API does not: {what_came(exc)}"
     return kind(one_line(text, *secrets), provider=INFO.name, status=status, retry_after_s=retry_after)
 
 

@@ -40,7 +40,18 @@ from .base import Embedded, Timeouts
 from .inline_thinking import ThinkingSplitter
 from .instead import keep_json, kept_json
 from .registry import PROVIDERS, ProviderInfo, at_home
-from .wire import CUT_OFF, api_key, base_url, error_class, message_in, one_line, rate_limits, retry_after_s, unfinished
+from .wire import (
+    CUT_OFF,
+    api_key,
+    base_url,
+    error_class,
+    message_in,
+    one_line,
+    rate_limits,
+    retry_after_s,
+    unfinished,
+    what_came,
+)
 
 __all__ = ["OpenAIProvider"]
 
@@ -244,7 +255,7 @@ def translate(exc: Exception, *secrets: str) -> ProviderError:
         case UnicodeEncodeError():
             text = "the request holds text that UTF-8 cannot carry"
         case ValueError() | TypeError() | AttributeError() | RecursionError():
-            text = f"the server sent what the OpenAI API does not: {exc}"
+            text = f"the server sent what the OpenAI API does not: {what_came(exc)}"
     return kind(one_line(text, *secrets), provider=INFO.name, status=status, retry_after_s=retry_after, limits=limits)
 
 
@@ -303,7 +314,8 @@ async def _deltas(
                         yield kept
                     splitter = None  # a server that has a field for it leaves none in the text
                 yield ThinkingDelta(thought)
-            if content := delta.content:
+            content: Any = delta.content
+            if content:
                 if type(content) is list:
                     if splitter is not None:
                         for kept in splitter.end():
@@ -311,8 +323,8 @@ async def _deltas(
                         splitter = None  # thinking has parts of its own
                     for piece in _parts(content):
                         yield piece
-                elif splitter is None:
-                    yield TextDelta(content)
+                elif splitter is None or not isinstance(content, str):
+                    yield TextDelta(content)  # what is no text is refused further up
                 else:
                     for piece in splitter.feed(content):
                         yield piece
@@ -324,7 +336,7 @@ async def _deltas(
             for call in delta.tool_calls or ():
                 function = call.function
                 yield ToolCallDelta(
-                    call.index,
+                    call.index or 0,  # some servers leave it out of the only call
                     id=call.id or "",
                     name=(function and function.name) or "",
                     arguments=(function and function.arguments) or "",

@@ -4,7 +4,7 @@ import asyncio
 import importlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
@@ -306,6 +306,25 @@ class ProviderPool:
         self._adapters: dict[tuple[str, Timeouts], Provider] = {}
         self._limiters: dict[tuple[str, str | None, str], Limiter] = {}
         self._residencies: dict[str, Residency] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_end: AsyncGenerator[None] | None = None
+
+    async def move_here(self) -> None:
+        """Let go of what belongs to another event loop, and of all that is opened from now on when this one ends."""
+        loop = asyncio.get_running_loop()
+        if self._loop is loop:
+            return
+        await self._close_connections()
+        self._limiters = {}
+        self._loop, self._loop_end = loop, self._closing_with_loop()
+        await anext(self._loop_end)
+
+    async def _closing_with_loop(self) -> AsyncGenerator[None]:
+        """Stays suspended; `asyncio.run` closes every generator that is, when it ends its loop."""
+        try:
+            yield
+        finally:
+            await self._close_connections()
 
     async def warm_up(self, models: Iterable[str]) -> None:
         """Import the SDKs that these models need, in a thread, so that the first request does not wait for them."""
@@ -429,14 +448,24 @@ class ProviderPool:
 
     async def aclose(self) -> None:
         """Close every connection and the cache."""
-        adapters, self._adapters = self._adapters, {}
-        residencies, self._residencies = self._residencies, {}
-        for adapter in adapters.values():
-            await adapter.aclose()
-        for residency in residencies.values():
-            await residency.aclose()
+        await self._close_connections()
+        if self._loop_end is not None:
+            await self._loop_end.aclose()
+            self._loop = self._loop_end = None
         if self._cache is not None:
             self._cache.close()
+
+    async def _close_connections(self) -> None:
+        adapters, self._adapters = self._adapters, {}
+        residencies, self._residencies = self._residencies, {}
+        opened: list[Provider | Residency] = [*adapters.values(), *residencies.values()]
+        for each in opened:
+            try:
+                await each.aclose()
+            except RuntimeError:
+                # In order they are closed in their own loop only; of another one there is nothing left to wait for.
+                if self._loop in (None, asyncio.get_running_loop()):
+                    raise
 
 
 def _warm_up(module: str) -> None:

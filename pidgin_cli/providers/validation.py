@@ -3,8 +3,6 @@
 The SDKs build their values unchecked: where a server sends a number in place of a text, a number comes out.
 """
 
-from typing import NoReturn
-
 from msgspec.structs import replace
 
 from pidgin_cli.core.errors import ProviderUnavailable
@@ -34,19 +32,16 @@ def checked(delta: Delta, provider: str) -> Delta:
     """
     match delta:
         case TextDelta(text=text):
-            if not isinstance(text, str):
-                _refuse(text, "the text", provider)
+            _check_text(text, "the text", provider)
         case ThinkingDelta(text=text, signature=signature):
-            if not isinstance(text, str):
-                _refuse(text, "the thinking", provider)
+            _check_text(text, "the thinking", provider)
             _check_name(signature, "the signature", provider)
         case ToolCallDelta(index=index, id=call_id, name=name, arguments=arguments):
             if type(index) is not int:
-                _refuse(index, "the number of a tool call", provider)
+                raise _sent(_kind(index), "the number of a tool call", provider)
             _check_name(call_id, "the id of a tool call", provider)
             _check_name(name, "the name of a tool", provider)
-            if not isinstance(arguments, str):
-                _refuse(arguments, "the arguments of a tool call", provider)
+            _check_text(arguments, "the arguments of a tool call", provider)
         case UsageDelta(usage=usage):
             found = {name: token_count(getattr(usage, name), what, provider) for name, what in _COUNTS.items()}
             changed = {name: count for name, count in found.items() if count is not getattr(usage, name)}
@@ -64,30 +59,40 @@ def token_count(value: object, what: str, provider: str) -> int | None:
         return value
     if isinstance(value, float) and value.is_integer() and 0 <= value <= MOST_TOKENS:
         return int(value)
-    _refuse(value, what, provider)
+    is_short = isinstance(value, float) or (type(value) is int and abs(value) < 10**20)
+    raise _sent(str(value) if is_short else _kind(value), what, provider)
+
+
+def _check_text(value: object, what: str, provider: str) -> None:
+    if not isinstance(value, str):
+        raise _sent(_kind(value), what, provider)
 
 
 def _check_name(value: object, what: str, provider: str) -> None:
     if value is None:
         return
     if not isinstance(value, str):
-        _refuse(value, what, provider)
+        raise _sent(_kind(value), what, provider)
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise ProviderUnavailable(
-            f"the server sent half a surrogate pair in {what}, which UTF-8 cannot carry", provider=provider
-        ) from None
+        raise _sent("half a surrogate pair", what, provider) from None
 
 
-def _refuse(value: object, what: str, provider: str) -> NoReturn:
+def _kind(value: object) -> str:
     match value:
-        case bool() | int() | float():
-            found = repr(value) if not isinstance(value, int) or -(10**20) < value < 10**20 else "a very large number"
+        case bool():
+            return str(value).lower()
+        case int() | float():
+            return "a number" if abs(value) < 10**20 else "a very large number"
         case str():
-            found = "a text"
+            return "a text"
         case list():
-            found = "a list"
-        case _:
-            found = "an object"
-    raise ProviderUnavailable(f"the server sent {found} as {what}", provider=provider)
+            return "a list"
+        case None:
+            return "nothing"
+    return "an object"
+
+
+def _sent(found: str, what: str, provider: str) -> ProviderUnavailable:
+    return ProviderUnavailable(f"the server sent {found} as {what}", provider=provider)

@@ -38,6 +38,7 @@ __all__ = [
     "rate_limits",
     "retry_after_s",
     "unfinished",
+    "what_came",
 ]
 
 CUT_OFF = "the stream ended before the reply was whole"
@@ -50,7 +51,7 @@ LONGEST_WAIT_S = 86_400.0
 _What = Literal["requests", "tokens", "input tokens", "output tokens"]
 _Field = Literal["limit", "remaining", "reset"]
 
-_STYLE = re.compile(r"<(script|style|head)\b.*?</\1\s*>|<!--.*?-->", re.DOTALL | re.IGNORECASE)
+_STYLE = re.compile(r"<(script|style|head|title)\b.*?</\1\s*>|<!--.*?-->", re.DOTALL | re.IGNORECASE)
 _TAG = re.compile(r"<[^>]*>")
 _KEY = re.compile(r"\b(?:sk|gsk|xai|pk|rk)-[\w*.-]{4,}|\b[\w-]+\*{3,}[\w*-]*")
 
@@ -110,6 +111,15 @@ def message_in(body: object) -> str:
     if isinstance(body, list):
         return json.dumps(body)
     return body if isinstance(body, str) else ""
+
+
+def what_came(exc: Exception) -> str:
+    """What a server sent so that the SDK raised `exc`, if it was text in the place of JSON; else what `exc` says."""
+    # The SDKs go on with a page as if it were an answer; the exception alone knows what it was.
+    page = getattr(exc, "obj", None) if isinstance(exc, AttributeError) else getattr(exc, "doc", None)
+    if isinstance(page, str) and (isinstance(exc, AttributeError) or page.lstrip().startswith("<")):
+        return one_line(page) or "nothing"
+    return str(exc)
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:

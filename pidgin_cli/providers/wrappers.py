@@ -130,14 +130,14 @@ class Timed:
                     ) from None
                 finally:
                     watch.stop()
-                # Nearly every piece is text, for which nothing has to be called.
-                if not (type(delta) is TextDelta and type(delta.text) is str):
+                # Nearly every piece is text, of which nothing more has to be asked.
+                if type(delta) is not TextDelta or type(delta.text) is not str:
                     delta = checked(delta, self._provider)
-                if isinstance(delta, UsageDelta):
-                    tokens = delta.usage.completion_tokens or tokens
-                elif isinstance(delta, Finish):
-                    delta = replace(delta, timing=_timing(started, first, clock(), tokens))
-                elif first is None and not isinstance(delta, LimitsDelta):
+                    if isinstance(delta, UsageDelta):
+                        tokens = delta.usage.completion_tokens or tokens
+                    elif isinstance(delta, Finish):
+                        delta = replace(delta, timing=_timing(started, first, clock(), tokens))
+                if first is None and not isinstance(delta, UsageDelta | Finish | LimitsDelta):
                     first = clock()
                     limit, phase = limits.gap_s, "the next piece"
                 yield delta

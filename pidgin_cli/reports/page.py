@@ -182,7 +182,7 @@ def _intervention(event: InterventionEvent) -> str:
         case "edit":
             return f"message {event.edited_index} reads from here on, {by}"
         case "mute":
-            return f"{event.agent_id} is silent for {event.turns} turns, {by}"
+            return f"{event.agent_id} is silent for {count(event.turns or 1, 'turn')}, {by}"
         case "swap_model":
             return f"{event.agent_id} has another model from here on, {by}"
         case "swap_system_prompt":

@@ -7,8 +7,8 @@ record can be read back from what stands here.
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-
-import regex
+from functools import cache
+from typing import Any
 
 __all__ = ["Markdown", "count", "fenced", "inline", "prose", "quoted", "readable", "table", "visible"]
 
@@ -26,19 +26,6 @@ _JOINED = "".join(
     )
 )
 _UNSPACED = r"\p{Script=Khmer}\p{Script=Lao}\p{Script=Myanmar}\p{Script=Thai}\p{Script=Tibetan}"
-_UNSEEN = regex.compile(
-    r"(?=\p{Default_Ignorable_Code_Point})(?:(?P<needed>"
-    r"(?<=\p{Extended_Pictographic}[\U0001F3FB-\U0001F3FF]?\uFE0F?)\u200D(?=\p{Extended_Pictographic})"
-    r"|(?<=\U0001F3F4)\U000E0067\U000E0062(?:\U000E0065\U000E006E\U000E0067|\U000E0073\U000E0063\U000E0074|"
-    r"\U000E0077\U000E006C\U000E0073)\U000E007F"
-    rf"|(?<=[{_JOINED}])(?<!\p{{Default_Ignorable_Code_Point}})[\u200C\u200D]"
-    rf"|(?<=[{_UNSPACED}])\u200B(?=[{_UNSPACED}])"
-    r"|(?<=\p{Script=Mongolian})(?<!\p{Default_Ignorable_Code_Point})[\u180B-\u180F]"
-    r"|(?<=[\p{L}\p{N}\p{P}\p{S}])[\uFE00-\uFE0F]"
-    r"|(?<=\p{Script=Han})[\U000E0100-\U000E01EF]"
-    r")|.)",
-    regex.DOTALL,
-)
 
 _SPECIAL = re.compile(r"[\\`*_\[\]#|~$^]")
 _BEGINNING = re.compile(r"(?P<mark>[-+=]|(?P<number>\d{1,9})(?P<after>[.)]))")
@@ -59,6 +46,26 @@ def count(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
+@cache
+def _unseen() -> Any:
+    """A character that Unicode lets a font show nothing for; the group `needed` where writing needs it."""
+    import regex  # together they take longer than a command that only counts
+
+    return regex.compile(
+        r"(?=\p{Default_Ignorable_Code_Point})(?:(?P<needed>"
+        r"(?<=\p{Extended_Pictographic}[\U0001F3FB-\U0001F3FF]?\uFE0F?)\u200D(?=\p{Extended_Pictographic})"
+        r"|(?<=\U0001F3F4)\U000E0067\U000E0062(?:\U000E0065\U000E006E\U000E0067|\U000E0073\U000E0063\U000E0074|"
+        r"\U000E0077\U000E006C\U000E0073)\U000E007F"
+        rf"|(?<=[{_JOINED}])(?<!\p{{Default_Ignorable_Code_Point}})[\u200C\u200D]"
+        rf"|(?<=[{_UNSPACED}])\u200B(?=[{_UNSPACED}])"
+        r"|(?<=\p{Script=Mongolian})(?<!\p{Default_Ignorable_Code_Point})[\u180B-\u180F]"
+        r"|(?<=[\p{L}\p{N}\p{P}\p{S}])[\uFE00-\uFE0F]"
+        r"|(?<=\p{Script=Han})[\U000E0100-\U000E01EF]"
+        r")|.)",
+        regex.DOTALL,
+    )
+
+
 def visible(text: str) -> str:
     """`text` with nothing in it that cannot be seen.
 
@@ -68,7 +75,7 @@ def visible(text: str) -> str:
     are not set apart, and variation selectors after what they vary.
     """
     if not text.isascii():
-        text = _UNSEEN.sub(lambda found: found["needed"] or f"⟨U+{ord(found[0]):04X}⟩", text)
+        text = _unseen().sub(lambda found: found["needed"] or f"⟨U+{ord(found[0]):04X}⟩", text)
     return text.translate(_VISIBLE)
 
 

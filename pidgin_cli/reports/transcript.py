@@ -236,7 +236,7 @@ class _Transcript:
                 what = f"message {event.edited_index}"
                 self.mark("Edit", f"{by}: {what} reads otherwise from here on. {change}")
             case "mute":
-                self.mark("Muted", f"{by}: {whom} is silent for {event.turns} turns.")
+                self.mark("Muted", f"{by}: {whom} is silent for {count(event.turns or 1, 'turn')}.")
             case "swap_model":
                 self.mark("Model changed", f"{by}, of {whom}. {change}")
             case "swap_system_prompt":

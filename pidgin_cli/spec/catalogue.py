@@ -36,6 +36,8 @@ __all__ = [
 
 FREE = frozenset({"local", "ollama", "replay"})
 """Providers whose models run on the person's own machine."""
+CACHE_WRITES = {"anthropic": 1.25}
+"""What input tokens cost that are written to a provider's cache, as a multiple of others, where nothing says better."""
 PRICED_AS = {"xai": "x-ai"}
 """Our names of providers where genai-prices has another."""
 LISTED = ("anthropic", "openai", "google", "xai", "openrouter", "groq", "together", "deepseek", "mistral")
@@ -108,6 +110,8 @@ def _nearest(wanted: str, providers: Collection[str]) -> list[str]:
     provider = difflib.get_close_matches(wanted.partition(":")[0], providers, n=1)
     if provider:
         fitting = [model for model in ids if model.startswith(f"{provider[0]}:")]
+        if not fitting and (name := wanted.partition(":")[2]):
+            fitting = [f"{provider[0]}:{name}"]  # of a server of the person's own nothing is listed
         found = [*difflib.get_close_matches(wanted, fitting, n=2, cutoff=0.3), *found] or fitting[:2]
     return list(dict.fromkeys(found))[:4] or list(aliases())[:4]
 
@@ -202,11 +206,23 @@ def cost_usd(model_id: str, usage: Usage, *, at_home: bool = True) -> float | No
     if usage.prompt_tokens is None or usage.completion_tokens is None:
         return None
     if own.input_price is not None and own.output_price is not None:
-        cached = usage.cached_tokens or 0
+        cached, written = usage.cached_tokens or 0, usage.cache_write_tokens or 0
         cached_price = own.cached_price if own.cached_price is not None else own.input_price
-        fresh = usage.prompt_tokens - cached
-        return (fresh * own.input_price + cached * cached_price + usage.completion_tokens * own.output_price) / 1e6
+        write_price = own.cache_write_price
+        if write_price is None:
+            write_price = own.input_price * _cache_write_ratio(model_id) if written else 0.0
+        read_cost = (usage.prompt_tokens - cached - written) * own.input_price + cached * cached_price
+        return (read_cost + written * write_price + usage.completion_tokens * own.output_price) / 1e6
     return _listed_cost(model_id, usage) if at_home else None
+
+
+def _cache_write_ratio(model_id: str) -> float:
+    """How much more input costs that is written to the cache: as listed, else as the vendor usually has it, else 1."""
+    prices = None if (listed := _listed(model_id)) is None else listed.get_prices(datetime.now(UTC))
+    fresh, written = (_base_price(getattr(prices, name, None)) for name in ("input_mtok", "cache_write_mtok"))
+    if fresh and written is not None:
+        return written / fresh
+    return CACHE_WRITES.get(model_id.partition(":")[0], 1.0)
 
 
 def _listed_cost(model_id: str, usage: Usage) -> float | None:

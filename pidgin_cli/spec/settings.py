@@ -49,13 +49,15 @@ class ModelSettings(_Checked):
     input_price: float | None = Field(None, ge=0)
     output_price: float | None = Field(None, ge=0)
     cached_price: float | None = Field(None, ge=0, description="Input tokens read from the provider's cache")
+    cache_write_price: float | None = Field(None, ge=0, description="Input tokens written to the provider's cache")
 
     @model_validator(mode="after")
     def _prices_come_together(self) -> Self:
         if (self.input_price is None) != (self.output_price is None):
             raise ValueError("input_price and output_price go together; give both or neither")
-        if self.cached_price is not None and self.input_price is None:
-            raise ValueError("cached_price needs input_price and output_price beside it")
+        for name in ("cached_price", "cache_write_price"):
+            if getattr(self, name) is not None and self.input_price is None:
+                raise ValueError(f"{name} needs input_price and output_price beside it")
         return self
 
 
