@@ -1,5 +1,6 @@
 """Servers that send JSON of another type than their API has: never a bug's exception, never an unreadable record."""
 
+import gzip
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -436,6 +437,18 @@ async def test_an_error_in_place_of_a_stream_is_what_it_says(
     with pytest.raises(ProviderError) as caught:
         await ask(name)
     assert (type(caught.value), str(caught.value), caught.value.status) == (expected, text, None)
+
+
+@pytest.mark.parametrize("name", ["openai", "anthropic"])
+async def test_such_an_error_may_be_compressed(name: str, server: LoopbackServer) -> None:
+    """The SDKs ask for that; a body that is not what its headers say is no error that can be read."""
+    headers = {"Content-Type": "application/problem+json", "Content-Encoding": "gzip"}
+    body = gzip.compress(json.dumps({"error": {"message": "quota gone"}}).encode())
+    server.script(Reply(body=body, headers=headers), Reply(body=b"no gzip", headers=headers))
+    with pytest.raises(Overloaded, match=r"^quota gone$"):
+        await ask(name)
+    with pytest.raises(ProviderUnavailable, match=r"^the stream ended before the reply was whole: "):
+        await ask(name)
 
 
 @pytest.mark.parametrize("name", ["openai", "responses", "anthropic"])

@@ -705,6 +705,8 @@ def test_done_is_what_is_complete(root: OutputRoot, pidgin: Pidgin) -> None:
     dashboard = Dashboard(watch, opened=next(root.folders()).path.name)
     head = screen(dashboard, watch).splitlines()[0]
     assert "  1/5  1 failed" in head
+    (sight,) = json.loads(pidgin("monitor", "--json", "-o", root.path).out)
+    assert (sight["ended"], sight["completed"], sight["failed"]) == (3, 1, 1)
 
 
 def test_a_broken_manifest_leaves_the_screen_alone(root: OutputRoot) -> None:

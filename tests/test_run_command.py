@@ -115,7 +115,7 @@ def test_a_run_from_flags(pidgin: Pidgin, tmp_path: Path) -> None:
     done = pidgin("run", "-a", SLOW, "-b", SLOW, "-t", "2", "-r", "3", "--temp-b", "0.0", "-n", "flags", "--seed", "3")
     assert done.status == 0
     folder = the_folder(tmp_path / "pidgin_output")
-    assert len(folder.logs()) == 6
+    assert len(folder.logs()) == 3
     for log in folder.logs().values():
         start = of_type(read_record(log).events, ConversationStartEvent)[0]
         assert start.agents[1].settings.temperature == 0.0
@@ -499,6 +499,20 @@ def test_of_many_starts_at_once_one_succeeds(tmp_path: Path) -> None:
     assert command("stop", "study", "--now", "-o", root).returncode == 0
     log = OutputRoot(root).run_logs / f"experiment_{folder.experiment_id}.log"
     assert len(re.findall(r"process \d+ runs", log.read_text())) == 2
+
+
+def test_a_run_at_a_terminal_keeps_nobody_waiting(tmp_path: Path) -> None:
+    """Who comes while another process runs the experiment is refused at once, not when that has ended."""
+    root = tmp_path / "out"
+    spec = spec_file(tmp_path, max_turns=300)
+    line = [sys.executable, "-m", "pidgin_cli", "run", str(spec), "-o", str(root)]
+    with subprocess.Popen(line, stdout=subprocess.DEVNULL) as process:
+        until(lambda: logs_in(root))
+        refused = command("run", spec, "-d", "--budget", "3", "-o", root)
+        assert f"is being run by process {process.pid}" in error_of(Said(refused.returncode, "", refused.stderr), 1)
+        assert load(the_folder(root).spec).budget is None
+        process.send_signal(signal.SIGQUIT)
+    assert process.returncode == 130
 
 
 def test_what_another_process_records_is_no_success(tmp_path: Path) -> None:

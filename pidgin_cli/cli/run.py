@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,7 +60,8 @@ def run(spec_file: Path | None, options: dict[str, Any]) -> int:
     conversations = expand(spec, "" if folder is None else folder.experiment_id)
     chosen = _chosen(conversations, options, tell=True)
     chosen_specs = [conversations[name] for name in (conversations if chosen is None else chosen)]
-    _look_up_origins(root, conversations, chosen_specs)
+    if folder is None:  # of those that have begun the record says where they come from
+        _look_up_origins(root, chosen_specs)
     keyless = check_models(chosen_specs, root, keys=not options["dry_run"])
     for missing in keyless:
         note(missing)
@@ -147,18 +148,15 @@ def _changes(options: dict[str, Any], kept: dict[str, Any] | None = None) -> dic
     return changes
 
 
-def _look_up_origins(root: OutputRoot, conversations: Collection[str], chosen: Iterable[ConversationSpec]) -> None:
-    """See that what is left by branches is recorded that far.
-
-    Args:
-        conversations: of the plan itself, which are yet to be recorded.
+def _look_up_origins(root: OutputRoot, chosen: Iterable[ConversationSpec]) -> None:
+    """See that what is left by the branches of a new experiment is recorded that far.
 
     Raises:
         NotFound: there is no such conversation, or it has not got as far as that turn.
         LogError: its record is damaged.
     """
     for origin in dict.fromkeys(spec.origin for spec in chosen):
-        if origin is not None and origin.conversation_id not in conversations:
+        if origin is not None and not origin.conversation_id.startswith("-"):  # of the plan itself, which has no id yet
             find_log(root, origin.conversation_id)  # shows what there is instead
             fork(root, origin)
 

@@ -150,7 +150,7 @@ class ExperimentSight(Struct, kw_only=True):
     completed_at: datetime | None = None
     total: int | None = None
     ended: int | None = None
-    """Conversations that have come to an end of any kind."""
+    """Conversations that have come to an end of any kind: complete, failed or stopped."""
     completed: int | None = None
     failed: int | None = None
     running: int | None = None
@@ -364,7 +364,7 @@ class Watched:
         except OSError as error:
             self.manifest, self.problem = None, f"{self.folder.path.name} cannot be read: {error.strerror}"
         entries = () if self.manifest is None else self.manifest.conversations.values()
-        self.ended = sum(entry.status not in UNFINISHED for entry in entries)
+        self.ended = sum(entry.status not in (*UNFINISHED, Status.INTERRUPTED) for entry in entries)
         self.with_errors = sum(entry.error is not None for entry in entries)
         unfinished = self.manifest is not None and self.manifest.status in (*UNFINISHED, Status.INTERRUPTED)
         self._foreign = unfinished and self.manifest is not None and self.manifest.host not in (None, platform.node())

@@ -314,17 +314,19 @@ class ProviderPool:
         loop = asyncio.get_running_loop()
         if self._loop is loop:
             return
-        await self._close_connections()
+        left = self._let_go()
         self._limiters = {}
-        self._loop, self._loop_end = loop, self._closing_with_loop()
+        self._loop, self._loop_end = loop, self._closing_with(loop)
         await anext(self._loop_end)
+        await _close(left, in_order=False)
 
-    async def _closing_with_loop(self) -> AsyncGenerator[None]:
+    async def _closing_with(self, loop: asyncio.AbstractEventLoop) -> AsyncGenerator[None]:
         """Stays suspended; `asyncio.run` closes every generator that is, when it ends its loop."""
         try:
             yield
         finally:
-            await self._close_connections()
+            if self._loop is loop:
+                await _close(self._let_go(), in_order=True)
 
     async def warm_up(self, models: Iterable[str]) -> None:
         """Import the SDKs that these models need, in a thread, so that the first request does not wait for them."""
@@ -448,24 +450,28 @@ class ProviderPool:
 
     async def aclose(self) -> None:
         """Close every connection and the cache."""
-        await self._close_connections()
+        await _close(self._let_go(), in_order=self._loop in (None, asyncio.get_running_loop()))
         if self._loop_end is not None:
             await self._loop_end.aclose()
             self._loop = self._loop_end = None
         if self._cache is not None:
             self._cache.close()
 
-    async def _close_connections(self) -> None:
-        adapters, self._adapters = self._adapters, {}
-        residencies, self._residencies = self._residencies, {}
-        opened: list[Provider | Residency] = [*adapters.values(), *residencies.values()]
-        for each in opened:
-            try:
-                await each.aclose()
-            except RuntimeError:
-                # In order they are closed in their own loop only; of another one there is nothing left to wait for.
-                if self._loop in (None, asyncio.get_running_loop()):
-                    raise
+    def _let_go(self) -> "list[Provider | Residency]":
+        """All that holds connections; from now on it is opened anew."""
+        opened: list[Provider | Residency] = [*self._adapters.values(), *self._residencies.values()]
+        self._adapters, self._residencies = {}, {}
+        return opened
+
+
+async def _close(opened: "Iterable[Provider | Residency]", *, in_order: bool) -> None:
+    """Close connections. `in_order`: they belong to the running loop; of another one there is nothing to wait for."""
+    for each in opened:
+        try:
+            await each.aclose()
+        except RuntimeError:
+            if in_order:
+                raise
 
 
 def _warm_up(module: str) -> None:
