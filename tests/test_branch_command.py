@@ -105,6 +105,8 @@ def test_a_written_branch_begins_as_the_recorded_conversation_did(pidgin: Pidgin
     assert found.start["spec"]["opening"] == found.start["opening"] == opening
     compared = pidgin("diff", parent, found.start["conversation_id"]).out
     assert "Hello! You are free" not in compared
+    Path("branch.yaml").write_text(spec.replace("written", "named") + "choose_names: true\n")
+    assert f"choose_names: nobody chose a name in {parent}" in error_of(pidgin("run", "branch.yaml", "--dry-run"))
     Path("branch.yaml").write_text(spec + "prompt: Another.\nsweep: {choose_names: [true, false]}\n")
     told = pidgin("spec", "check", "branch.yaml").err
     assert f"prompt: a branch begins with the opening of {parent}; leave this out" in told

@@ -154,11 +154,14 @@ def _look_up_origins(root: OutputRoot, chosen: Iterable[ConversationSpec]) -> No
     Raises:
         NotFound: there is no such conversation, or it has not got as far as that turn.
         LogError: its record is damaged.
+        SpecError: names are to be chosen that nobody chose in it.
     """
-    for origin in dict.fromkeys(spec.origin for spec in chosen):
+    for origin, names in dict.fromkeys((spec.origin, spec.choose_names) for spec in chosen):
         if origin is not None and not origin.conversation_id.startswith("-"):  # of the plan itself, which has no id yet
             find_log(root, origin.conversation_id)  # shows what there is instead
-            fork(root, origin)
+            left = fork(root, origin)
+            if names and not left.spec.choose_names:
+                raise SpecError(f"choose_names: nobody chose a name in {origin.conversation_id}; leave it out")
 
 
 def _chosen(
