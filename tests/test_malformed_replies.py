@@ -138,7 +138,7 @@ def responded(delta: Any = "Hello", **more: Any) -> Reply:
 
 DEEP = "[" * 200_000
 WRONG: dict[str, tuple[str, Reply]] = {
-    "id is a number": ("openai", openai(id=123)),
+    "id is a fraction": ("openai", openai(id=1.5)),
     "model is a number": ("openai", openai(model=4)),
     "fingerprint is a list": ("openai", openai(system_fingerprint=["fp"])),
     "model is half a surrogate pair": ("openai", openai(model="m\ud83d")),
@@ -209,6 +209,12 @@ async def test_whole_counts_may_be_written_with_a_point(server: LoopbackServer) 
         usage = (await ask(name)).usage
         assert (usage.prompt_tokens, usage.completion_tokens) == (20, 5)
         assert (type(usage.prompt_tokens), type(usage.completion_tokens)) == (int, int)
+
+
+async def test_a_reply_may_be_numbered(server: LoopbackServer) -> None:
+    """An id that is a whole number is kept as its digits: the reply is as good as any."""
+    server.script(openai(id=123))
+    assert (await ask("openai")).finish.request_id == "123"
 
 
 async def test_fields_that_are_null_or_missing_are_none(server: LoopbackServer) -> None:
@@ -288,7 +294,7 @@ async def run_of(where: Path, server: LoopbackServer, model: str, bad: Reply, *,
 @pytest.mark.parametrize(
     ("wrong", "partial"),
     [
-        ("id is a number", "Hello"),
+        ("id is a fraction", "Hello"),
         ("count is a fraction", "Hello"),
         ("count is too large", "Hello"),
         ("anthropic: count is a list", "Hello"),

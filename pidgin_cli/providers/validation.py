@@ -23,7 +23,8 @@ _COUNTS = {
 
 
 def checked(delta: Delta, provider: str) -> Delta:
-    """`delta`, with counts that are whole numbers written with a point (`5.0`) as integers.
+    """`delta`, with counts that are whole numbers written with a point (`5.0`) as integers, and a number of the reply
+    as a text.
 
     Raises:
         ProviderUnavailable: a field is of another type, a count is negative or above `MOST_TOKENS`, or a name or a
@@ -48,8 +49,11 @@ def checked(delta: Delta, provider: str) -> Delta:
             return UsageDelta(replace(usage, **changed)) if changed else delta
         case Finish(model=model, request_id=request_id, fingerprint=fingerprint):
             _check_name(model, "the name of the model", provider)
-            _check_name(request_id, "the id of the reply", provider)
             _check_name(fingerprint, "the fingerprint", provider)
+            number: object = request_id
+            if type(number) is int and abs(number) <= MOST_TOKENS:
+                return replace(delta, request_id=str(number))  # it says no less for that
+            _check_name(request_id, "the id of the reply", provider)
     return delta
 
 
