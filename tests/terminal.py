@@ -14,7 +14,7 @@ from typing import Self
 
 __all__ = ["DEADLINE_S", "ENVIRONMENT", "Terminal", "plain"]
 
-DEADLINE_S = 20.0
+DEADLINE_S = 45.0
 """How long anything may take before a test gives up."""
 
 ENVIRONMENT = {
