@@ -322,7 +322,7 @@ class Killer:
         kept = max(1, len(lines) - self._draw.randint(1, 7))
         line = lines[kept]
         size = self._draw.choice([0, self._draw.randint(1, len(line) - 1), len(line) - 1])
-        last = decode(lines[kept - 1])
+        last = decode(line if size == len(line) - 1 else lines[kept - 1])  # without its newline, a line still counts
         if isinstance(last, TokenUsageEvent) and last.purpose != "message":
             return  # then the question is put again, and is rightly counted twice
         log.write_bytes(b"".join(lines[:kept]) + line[:size])
