@@ -18,7 +18,7 @@ from rich.table import Table
 
 from pidgin_cli.core.errors import LogError, NotFound, SpecError
 from pidgin_cli.core.events import ConversationEndEvent, ConversationStartEvent, MessageCompleteEvent
-from pidgin_cli.core.types import EndReason, Status
+from pidgin_cli.core.types import EndReason
 from pidgin_cli.database.store import EventStore
 from pidgin_cli.eventlog.folder import ExperimentFolder, OutputRoot
 from pidgin_cli.eventlog.log import read_record
@@ -60,6 +60,7 @@ from pidgin_cli.metrics.words import STOP_WORDS_VERSION, Order, WordUse, stop_wo
 from pidgin_cli.monitor.comparison import Contrast, Effects, Row, as_rows, print_effects, render_html
 from pidgin_cli.monitor.console import make_console, print_prose
 from pidgin_cli.monitor.text import one_line, visible
+from pidgin_cli.reports.counted import why_left_out
 from pidgin_cli.reports.text import count
 
 from .database import open_store
@@ -91,10 +92,7 @@ class _Validity:
 
     def takes(self, *, status: str, invalid: Iterable[str], notable: bool) -> bool:
         """Whether a conversation counts; it is remembered either way."""
-        reasons = sorted(invalid)
-        why = f"invalid ({', '.join(reasons)})" if reasons else None
-        if why is None and status != Status.COMPLETED:
-            why = status
+        why = why_left_out(status, invalid)
         if why is not None:
             self._outside[why] += 1
         if why is None or self._everything:

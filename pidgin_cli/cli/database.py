@@ -40,7 +40,7 @@ from .records import existing_root
 if TYPE_CHECKING:
     from pidgin_cli.reports.measuring import Measured
 
-__all__ = ["ask_database", "import_records", "open_store", "verify_records"]
+__all__ = ["ask_database", "import_records", "open_store", "origins", "verify_records"]
 
 SHOWN_ROWS = 1000
 SHOWN_DAMAGE = 20
@@ -122,7 +122,7 @@ def import_records(
         while folders:
             told += _import(store, root, folders, again=again, as_json=as_json)
             taken |= {folder.experiment_id: folder for folder in folders}
-            folders = _origins(store, root, taken)
+            folders = origins(store, root, taken)
         if metrics:
             there = {imported.experiment_id for imported in told if imported.failed is None}
             measured = _measure(
@@ -283,7 +283,7 @@ def _print_adopted(adopted: Adopted) -> None:
         _note(f"left out: {part}")
 
 
-def _origins(store: EventStore, root: OutputRoot, taken: Iterable[str]) -> list[ExperimentFolder]:
+def origins(store: EventStore, root: OutputRoot, taken: Iterable[str]) -> list[ExperimentFolder]:
     """Experiments that branches in the database come from, and that are not in it."""
     found: dict[str, ExperimentFolder] = {}
     for conversation_id in store.conversations.missing_origins():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from pidgin_cli.core.errors import LogError, NotFound, SpecError
+from pidgin_cli.core.errors import LogError, SpecError
 from pidgin_cli.database.store import EventStore
 from pidgin_cli.eventlog.folder import ExperimentFolder, OutputRoot
 from pidgin_cli.experiments.registry import living_runner
@@ -19,7 +19,7 @@ from pidgin_cli.reports.export import Exported, export
 from pidgin_cli.reports.export_redaction import Redactor
 from pidgin_cli.reports.text import count
 
-from .database import open_store
+from .database import open_store, origins
 from .records import existing_root
 
 __all__ = ["export_records"]
@@ -89,19 +89,7 @@ def _import(store: EventStore, root: OutputRoot, folders: Sequence[ExperimentFol
             for damage in imported.damage:
                 _note(f"damaged: {damage}")
         taken |= {folder.experiment_id for folder in folders}
-        folders = [folder for folder in _origins(store, root) if folder.experiment_id not in taken]
-
-
-def _origins(store: EventStore, root: OutputRoot) -> list[ExperimentFolder]:
-    found: dict[str, ExperimentFolder] = {}
-    for conversation_id in store.conversations.missing_origins():
-        try:
-            folder = root.find(conversation_id)
-        except NotFound:
-            _note(f"{conversation_id}, from which others branch, is not there; what they share with it is missing")
-            continue
-        found[folder.experiment_id] = folder
-    return list(found.values())
+        folders = origins(store, root, taken)
 
 
 def _redactor(store: EventStore, root: OutputRoot, ids: Sequence[str]) -> Redactor:

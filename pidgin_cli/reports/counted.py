@@ -8,7 +8,7 @@ from pidgin_cli.core.types import Status
 
 from .text import count
 
-__all__ = ["Counted", "Standing", "counted"]
+__all__ = ["Counted", "Standing", "counted", "why_left_out"]
 
 T = TypeVar("T")
 
@@ -33,14 +33,19 @@ class Counted(NamedTuple, Generic[T]):
 def counted(conversations: Iterable[tuple[T, Standing]]) -> Counted[T]:
     """Those that are complete and valid; where none is, the valid ones that hold a message, so that there is a page."""
     every = list(conversations)
-    complete = [place for place, (_, each) in enumerate(every) if not each.invalid and each.status == Status.COMPLETED]
+    complete = [place for place, (_, each) in enumerate(every) if why_left_out(each.status, each.invalid) is None]
     kept = complete or [place for place, (_, each) in enumerate(every) if not each.invalid and each.spoke]
-    outside = Counter(_why(each) for _, each in (every[place] for place in sorted({*range(len(every))} - {*kept})))
+    inside = set(kept)
+    standings = [each for place, (_, each) in enumerate(every) if place not in inside]
+    outside = Counter(why_left_out(each.status, each.invalid) or "" for each in standings)
     basis = f"n = {count(len(kept), 'conversation')}, {'complete and valid' if complete else 'none of them complete'}"
     if outside:
         basis += "; left out: " + ", ".join(f"{number:,} {why}" for why, number in sorted(outside.items()))
     return Counted([every[place][0] for place in kept], basis)
 
 
-def _why(each: Standing) -> str:
-    return f"invalid ({', '.join(sorted(each.invalid))})" if each.invalid else each.status
+def why_left_out(status: str, invalid: Iterable[str]) -> str | None:
+    """What keeps a conversation out of statistics; None: nothing does."""
+    if reasons := sorted(invalid):
+        return f"invalid ({', '.join(reasons)})"
+    return None if status == Status.COMPLETED else status
