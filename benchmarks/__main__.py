@@ -18,6 +18,8 @@ from typing import Any, Literal, NamedTuple
 
 import psutil
 
+from pidgin_cli.experiments.runner import spare_collector
+
 from .loops import Run, Scripted, bare, pidgin
 
 CONVERSATIONS = 200
@@ -57,6 +59,7 @@ def main() -> None:
     parser.add_argument("--raw-memory", choices=("off", "live"), help=argparse.SUPPRESS)
     parser.add_argument("--raw-many", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    spare_collector()  # as `pidgin run` does once all is imported
     if args.raw_memory is not None:
         print(*asyncio.run(_memory_growth(args.raw_memory)))
         return
@@ -99,7 +102,7 @@ def _best(size: Size, *measures: Callable[[Path], Coroutine[Any, Any, Run]]) -> 
         for number in range(size.rounds):
             for place, measure in enumerate(measures):
                 gc.collect()
-                gc.freeze()  # as `pidgin run` does once all is imported
+                gc.freeze()
                 found[place].append(asyncio.run(measure(Path(scratch) / f"{number}-{place}")))
     return [max(runs, key=lambda run: run.rate) for runs in found]
 

@@ -1,5 +1,6 @@
 """`words`, `compare` and `power`: what experiments show, and how many conversations it takes to show it."""
 
+import contextlib
 import csv
 import difflib
 import io
@@ -61,6 +62,7 @@ from pidgin_cli.monitor.comparison import Contrast, Effects, Row, as_rows, print
 from pidgin_cli.monitor.console import make_console, print_prose
 from pidgin_cli.monitor.text import one_line, visible
 from pidgin_cli.reports.counted import why_left_out
+from pidgin_cli.reports.measures import BASE, HEADLINE, TOTALS, series, totals
 from pidgin_cli.reports.text import count
 
 from .database import open_store
@@ -251,33 +253,6 @@ def _print_csv(rows: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> None
 
 
 # compare
-
-SERIES = {
-    "words": "tokens of a message",
-    "completion_tokens": "completion tokens of a message, as reported",
-    "duration_ms": "time of a reply, cached ones apart",
-    "ttft_ms": "time to its first piece",
-}
-TOTALS = ("turns", "total_words", "total_tokens", "cost_usd")
-BASE = (*SERIES, *TOTALS)
-"""Measures that every record has, without any metric being stored."""
-
-HEADLINE = (
-    *(
-        "convergence_index",
-        "convergence_index_pooled",
-        "convergence",
-        "cosine_tf",
-        "copied_span_share",
-        "lsm",
-        "mattr_50",
-        "rep_4",
-        "novelty_4gram",
-        "history_gain",
-    ),
-    *("sem_step_self", "sentiment"),
-)
-"""Stored metrics that are compared when none is named."""
 
 INCIDENCE = {f"incidence_{name}": name for name in (ATTRACTOR, *STATES) if name != NORMAL}
 """Shares of conversations that have entered a state."""
@@ -523,8 +498,10 @@ def _parse(root: OutputRoot, target: str) -> tuple[ExperimentFolder, list[tuple[
             conditions[-1:] = [(conditions[-1][0], f"{conditions[-1][1]},{part}")] if conditions else []
     try:
         return root.find(name), conditions
-    except NotFound:
-        return root.find(target), []
+    except NotFound as error:
+        with contextlib.suppress(NotFound):  # a folder may have such a name
+            return root.find(target), []
+        raise error from None
 
 
 def _import(store: EventStore, root: OutputRoot, folders: Sequence[ExperimentFolder]) -> None:
@@ -570,31 +547,20 @@ def _read(store: EventStore, folder: ExperimentFolder, names: Sequence[str], red
         turns = [message["turn_number"] for message in messages]
         metrics = stored.get(row["conversation_id"], {})
         of_message = [metrics.get(message["message_index"], {}) for message in messages]
-        series: dict[str, list[float | None]] = {
-            "words": list(map(float, words)),
-            "completion_tokens": [message["completion_tokens"] for message in messages],
-            "duration_ms": [None if message["cached"] else message["duration_ms"] for message in messages],
-            "ttft_ms": [None if message["cached"] else message["ttft_ms"] for message in messages],
-            **{name: [_as_number(values.get(name)) for values in of_message] for name in names if metrics},
-        }
-        prompt, completion = row["prompt_tokens"], row["completion_tokens"]
-        totals = {
-            "turns": row["turns"],
-            "total_words": sum(words),
-            "total_tokens": None if prompt is None or completion is None else prompt + completion,
-            "cost_usd": row["cost_usd"],
+        of_messages = series(messages, words) | {
+            name: [_as_number(values.get(name)) for values in of_message] for name in names if metrics
         }
         found.append(
             _Conversation(
                 row,
-                {**{name: reduction(x, turns) for name, x in series.items()}, **totals},
+                {name: reduction(x, turns) for name, x in of_messages.items()} | totals(row, words),
                 {
                     name: [
                         _Said(message["turn_number"], message["agent_id"], value)
                         for message, value in zip(messages, values, strict=True)
                         if value is not None
                     ]
-                    for name, values in series.items()
+                    for name, values in of_messages.items()
                 },
                 max(turns, default=0),
                 entered(

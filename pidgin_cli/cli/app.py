@@ -1358,7 +1358,7 @@ def config(as_json: bool) -> None:
 
 @cli.group()
 def cache() -> None:
-    """Look at or empty the response cache.
+    """Look at or empty what is kept: replies, and vectors of texts.
 
     \b
     Example:
@@ -1366,10 +1366,15 @@ def cache() -> None:
     """
 
 
+def _of_the_caches(command: Callable[..., Any]) -> Callable[..., Any]:
+    kinds = click.Choice(["replies", "vectors"])
+    return click.option("--only", type=kinds, help="Leave the other cache as it is.")(command)
+
+
 @cache.command("stats")
 @_as_json
 def cache_stats(as_json: bool) -> None:
-    """Say how many replies are kept, where, and how large it is.
+    """Say how many replies and vectors are kept, where, and how large that is.
 
     \b
     Example:
@@ -1381,8 +1386,9 @@ def cache_stats(as_json: bool) -> None:
 
 
 @cache.command("clear")
-def cache_clear() -> None:
-    """Forget all replies.
+@_of_the_caches
+def cache_clear(only: str | None) -> None:
+    """Forget all replies and vectors.
 
     \b
     Example:
@@ -1390,14 +1396,15 @@ def cache_clear() -> None:
     """
     from .ask import clear_cache
 
-    clear_cache()
+    clear_cache(only)
 
 
 @cache.command("prune")
-@click.option("--max-mb", type=_Number(0, min_open=True), help="Keep the newest, at most so many megabytes.")
+@_of_the_caches
+@click.option("--max-mb", type=_Number(0, min_open=True), help="Of each cache keep the newest, so many megabytes.")
 @click.option("--older-than-days", type=_Number(0), help="Forget what is older.")
-def cache_prune(max_mb: float | None, older_than_days: float | None) -> None:
-    """Forget old replies.
+def cache_prune(only: str | None, max_mb: float | None, older_than_days: float | None) -> None:
+    """Forget old replies and vectors.
 
     \b
     Example:
@@ -1405,7 +1412,7 @@ def cache_prune(max_mb: float | None, older_than_days: float | None) -> None:
     """
     from .ask import prune_cache
 
-    prune_cache(max_mb, older_than_days)
+    prune_cache(only, max_mb, older_than_days)
 
 
 @cli.command()
@@ -1470,10 +1477,12 @@ def spec() -> None:
 
 @spec.command("check")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
-def spec_check(files: tuple[Path, ...]) -> int:
+@_output
+def spec_check(files: tuple[Path, ...], output: Path | None) -> int:
     """Say everything that is wrong with a spec.
 
-    Of one that is right, how many arms, conversations and calls it makes.
+    Of one that is right, how many arms, conversations and calls it makes. What a branch leaves is looked up in the
+    output root; where there is none, a note says so.
 
     \b
     Example:
@@ -1481,7 +1490,7 @@ def spec_check(files: tuple[Path, ...]) -> int:
     """
     from .specs import check_specs
 
-    return check_specs(files)
+    return check_specs(files, output)
 
 
 @spec.command("schema")

@@ -1,4 +1,4 @@
-"""`ask` and `cache`: one question, and the replies that are kept."""
+"""`ask` and `cache`: one question, and the replies and vectors that are kept."""
 
 import asyncio
 import sys
@@ -26,7 +26,8 @@ from pidgin_cli.eventlog.folder import OutputRoot
 from pidgin_cli.monitor.chat import cost_text
 from pidgin_cli.monitor.console import make_console
 from pidgin_cli.monitor.text import Wrapper, visible
-from pidgin_cli.providers.cache import ResponseCache
+from pidgin_cli.providers.cache import CacheFile, ResponseCache
+from pidgin_cli.providers.embeddings import VectorCache
 from pidgin_cli.providers.keys import key_fault
 from pidgin_cli.providers.registry import PROVIDERS, ProviderPool, split_model
 from pidgin_cli.spec.catalogue import resolve_model
@@ -164,29 +165,43 @@ def _facts(event: CompleteEvent) -> str:
 
 
 def show_cache(*, as_json: bool) -> None:
-    """Print what the cache holds."""
-    stats = ResponseCache().stats()
+    """Print what the caches hold."""
+    found = [cache.stats() for cache in _caches(None)]
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode([stats]), indent=2))
+        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2))
         return
-    click.echo(f"{stats.path}: {stats.entries:,} replies, {stats.bytes / 1e6:.1f} MB")
-    if stats.oldest is not None and stats.newest is not None:
-        click.echo(f"from {stats.oldest.astimezone():%Y-%m-%d %H:%M} to {stats.newest.astimezone():%Y-%m-%d %H:%M}")
-    if stats.problem is not None:
-        click.echo(f"it cannot be used: {visible(stats.problem)}; start a new one with: pidgin cache clear")
+    for stats in found:
+        click.echo(f"{stats.path}: {stats.entries:,} {stats.kept}, {stats.bytes / 1e6:.1f} MB")
+        if stats.oldest is not None and stats.newest is not None:
+            span = (f"{when.astimezone():%Y-%m-%d %H:%M}" for when in (stats.oldest, stats.newest))
+            click.echo(f"from {next(span)} to {next(span)}")
+        if stats.problem is not None:
+            click.echo(f"it cannot be used: {visible(stats.problem)}; start a new one with: pidgin cache clear")
 
 
-def clear_cache() -> None:
-    """Forget all replies."""
-    click.echo(f"forgot {ResponseCache().clear():,} replies")
+def clear_cache(only: str | None) -> None:
+    """Forget all replies and vectors, or only one of the two."""
+    _tell_forgotten({cache.kept: cache.clear() for cache in _caches(only)})
 
 
-def prune_cache(max_mb: float | None, older_than_days: float | None) -> None:
-    """Forget replies that are old or too many."""
+def prune_cache(only: str | None, max_mb: float | None, older_than_days: float | None) -> None:
+    """Forget replies and vectors, or only one of the two, that are old or too many."""
     if max_mb is None and older_than_days is None:
         raise click.UsageError("Say what may go: --older-than-days N, --max-mb N, or both.")
-    gone = ResponseCache().prune(
-        max_bytes=None if max_mb is None else int(max_mb * 1e6),
-        older_than_s=None if older_than_days is None else older_than_days * 86400,
+    _tell_forgotten(
+        {
+            cache.kept: cache.prune(
+                max_bytes=None if max_mb is None else int(max_mb * 1e6),
+                older_than_s=None if older_than_days is None else older_than_days * 86400,
+            )
+            for cache in _caches(only)
+        }
     )
-    click.echo(f"forgot {gone:,} replies")
+
+
+def _caches(only: str | None) -> list[CacheFile]:
+    return [cache for cache in (ResponseCache(), VectorCache()) if only in (None, cache.kept)]
+
+
+def _tell_forgotten(gone: dict[str, int]) -> None:
+    click.echo(f"forgot {' and '.join(f'{number:,} {kept}' for kept, number in gone.items())}")

@@ -24,7 +24,7 @@ from pidgin_cli.eventlog.folder import OutputRoot
 from pidgin_cli.eventlog.log import Record, read_record
 from pidgin_cli.experiments.library import settle
 from pidgin_cli.experiments.lineage import Branch, Fork, branches, fork, prefix, whole
-from pidgin_cli.experiments.preflight import check_models, recording
+from pidgin_cli.experiments.preflight import check_models, check_origin, recording
 from pidgin_cli.experiments.runner import create_experiment, find_log, spec_of
 from pidgin_cli.monitor.console import make_console
 from pidgin_cli.monitor.diff import Compared, print_diff, render_html
@@ -36,7 +36,7 @@ from pidgin_cli.spec.conversation import ConversationSpec, DetectorPolicy, Inter
 from pidgin_cli.spec.experiment import ExperimentSpec, check, expand, resolve, to_yaml
 
 from .agents import checked_text
-from .chat import converse, note, read_prompt
+from .chat import converse, note, note_namesakes, read_prompt
 from .records import existing_root
 
 __all__ = ["branch", "diff", "replay", "show_tree"]
@@ -59,7 +59,7 @@ def branch(target: str, options: dict[str, Any]) -> int:
     found = fork(root, origin)
     wanted = check(_branch_data(found, origin, options), "branch")
     spec, notices = resolve(wanted, PROVIDERS)
-    for notice in notices:
+    for notice in [*notices, *check_origin(root, spec, "branch")]:
         note(notice)
     if (path := options["save_spec"]) is not None:
         if path == Path("-"):
@@ -70,6 +70,7 @@ def branch(target: str, options: dict[str, Any]) -> int:
     _refuse_taken(root, wanted)
     check_models(_expanded(spec), root)
     root.prepare()
+    note_namesakes(root, spec.name)
     if spec.repetitions > 1:
         from .run import launch
 

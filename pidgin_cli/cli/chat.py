@@ -24,6 +24,7 @@ from pidgin_cli.core.types import EndReason, Status, Timeouts, clean_text
 from pidgin_cli.eventlog.codec import encode
 from pidgin_cli.eventlog.folder import ExperimentFolder, OutputRoot
 from pidgin_cli.eventlog.manifest import UNFINISHED, Manifest
+from pidgin_cli.experiments.library import namesakes
 from pidgin_cli.experiments.preflight import check_models, recording
 from pidgin_cli.experiments.registry import Wish, ask_runner, current_manifest, living_runner
 from pidgin_cli.experiments.runner import Runner, create_experiment
@@ -74,6 +75,7 @@ def chat(options: dict[str, Any]) -> int:
         note(notice)
     check_models(expand(resolved).values(), root)
     root.prepare()
+    note_namesakes(root, resolved.name)
     if options["cache"] and options["seed"] is None:
         note(f"the cache finds these replies again with --seed {resolved.seed} only")
     return asyncio.run(converse(root, resolved, None, options))
@@ -153,6 +155,15 @@ def _make_pages(root: OutputRoot, folder: ExperimentFolder, manifest: Manifest, 
 
 def note(text: str) -> None:
     click.echo(f"Note: {visible(text)}", err=True)
+
+
+def note_namesakes(root: OutputRoot, name: str | None) -> None:
+    """Say which experiments will have a name in common with a new one."""
+    if name is not None and (others := namesakes(root, name)):
+        ids = [folder.experiment_id for folder in others]
+        answer = "answers" if len(ids) == 1 else "answer"
+        shown = ", ".join(ids[:5]) + (", …" if len(ids) > 5 else "")
+        note(f"{shown} {answer} to the name {name!r}, too; tell them apart by their ids")
 
 
 def command_line(verb: str, name: str | None, options: dict[str, Any]) -> str:

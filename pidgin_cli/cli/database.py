@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import re
 import shutil
 import sys
@@ -26,6 +27,7 @@ from pidgin_cli.database.store import EventStore
 from pidgin_cli.database.verify import Checked, verify
 from pidgin_cli.eventlog.folder import ExperimentFolder, OutputRoot
 from pidgin_cli.eventlog.log import read_record
+from pidgin_cli.experiments.library import namesakes
 from pidgin_cli.experiments.lineage import prefix, whole
 from pidgin_cli.experiments.registry import living_runner
 from pidgin_cli.metrics.catalogue import Kind, load_plugins, message_metrics
@@ -229,12 +231,12 @@ def _print_imported(imported: Imported) -> None:
 
 def _folders_of(root: OutputRoot, target: str, *, quiet: bool) -> list[ExperimentFolder]:
     path = Path(target)
-    looks_like_path = path.exists() and (path.is_file() or len(path.parts) > 1)
+    looks_like_path = path.exists() and (path.is_file() or os.sep in target)
     if not looks_like_path or _is_own(path):
         try:
             return [_at_home(root, root.find(target))]
         except NotFound:
-            if not path.exists():
+            if not path.exists() or namesakes(root, target):
                 raise
     if _is_own(path.absolute().parent) and path.is_file():
         return [_at_home(root, ExperimentFolder(path.absolute().parent))]

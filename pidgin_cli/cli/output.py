@@ -12,7 +12,7 @@ from pidgin_cli.database.frames import Output
 from pidgin_cli.eventlog.manifest import Manifest, read_manifest
 from pidgin_cli.experiments.budget import caps_of, check_caps
 from pidgin_cli.experiments.library import save_spec, settle
-from pidgin_cli.experiments.preflight import check_models, recording
+from pidgin_cli.experiments.preflight import check_models, check_origin, recording
 from pidgin_cli.experiments.registry import living_runner
 from pidgin_cli.experiments.runner import Runner, create_experiment
 from pidgin_cli.providers.registry import PROVIDERS, ProviderPool
@@ -50,6 +50,8 @@ async def run_experiment(
         wanted = load(Path(spec), PROVIDERS, watch_faults)
     with root.naming():
         folder, resolved, _ = settle(root, wanted, PROVIDERS)
+        if folder is None:  # of those that have begun the record says where they come from
+            check_origin(root, resolved, "spec" if isinstance(spec, Mapping) else Path(spec))
         conversations = list(expand(resolved, "" if folder is None else folder.experiment_id).values())
         check_models(conversations, root)
         pool = ProviderPool(lambda source: recording(root, source))

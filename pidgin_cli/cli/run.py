@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import os
 import signal
 import sys
@@ -25,11 +24,10 @@ from pidgin_cli.eventlog.manifest import Manifest, read_manifest
 from pidgin_cli.experiments.budget import caps_of, check_caps
 from pidgin_cli.experiments.daemon import detach, starting
 from pidgin_cli.experiments.library import save_spec, settle
-from pidgin_cli.experiments.lineage import fork
 from pidgin_cli.experiments.notify import notify_command, notify_desktop
-from pidgin_cli.experiments.preflight import check_models, recording
+from pidgin_cli.experiments.preflight import check_models, check_origin, recording
 from pidgin_cli.experiments.registry import Wish, ask_runner, current_manifest, living_runner
-from pidgin_cli.experiments.runner import Runner, create_experiment, find_log
+from pidgin_cli.experiments.runner import Runner, create_experiment, spare_collector
 from pidgin_cli.monitor.chat import TailDisplay, cost_text
 from pidgin_cli.monitor.console import make_console
 from pidgin_cli.monitor.progress import LISTENS_TO, RunProgress
@@ -39,7 +37,16 @@ from pidgin_cli.reports.text import count
 from pidgin_cli.spec.conversation import ConversationSpec
 from pidgin_cli.spec.experiment import ExperimentSpec, check, expand, load
 
-from .chat import EXIT_INTERRUPTED, budget_hint, command_line, logged, note, prepare_ollama, spec_from_flags
+from .chat import (
+    EXIT_INTERRUPTED,
+    budget_hint,
+    command_line,
+    logged,
+    note,
+    note_namesakes,
+    prepare_ollama,
+    spec_from_flags,
+)
 from .plan import cost_range, show_plan
 from .records import existing_root, short_path
 
@@ -61,7 +68,8 @@ def run(spec_file: Path | None, options: dict[str, Any]) -> int:
     chosen = _chosen(conversations, options, tell=True)
     chosen_specs = [conversations[name] for name in (conversations if chosen is None else chosen)]
     if folder is None:  # of those that have begun the record says where they come from
-        _look_up_origins(root, chosen_specs)
+        for notice in check_origin(root, spec, spec_file or "spec"):
+            note(notice)
     keyless = check_models(chosen_specs, root, keys=not options["dry_run"])
     for missing in keyless:
         note(missing)
@@ -78,6 +86,7 @@ def run(spec_file: Path | None, options: dict[str, Any]) -> int:
             made = folder is None
             spec = spec if folder is None else found
         if folder is None:
+            note_namesakes(root, spec.name)
             folder = create_experiment(root, spec)
     return _start(root, folder, None if made else spec, options)
 
@@ -146,22 +155,6 @@ def _changes(options: dict[str, Any], kept: dict[str, Any] | None = None) -> dic
     if budget:
         changes["budget"] = (kept or {}) | budget
     return changes
-
-
-def _look_up_origins(root: OutputRoot, chosen: Iterable[ConversationSpec]) -> None:
-    """See that what is left by the branches of a new experiment is recorded that far.
-
-    Raises:
-        NotFound: there is no such conversation, or it has not got as far as that turn.
-        LogError: its record is damaged.
-        SpecError: names are to be chosen that nobody chose in it.
-    """
-    for origin, names in dict.fromkeys((spec.origin, spec.choose_names) for spec in chosen):
-        if origin is not None and not origin.conversation_id.startswith("-"):  # of the plan itself, which has no id yet
-            find_log(root, origin.conversation_id)  # shows what there is instead
-            left = fork(root, origin)
-            if names and not left.spec.choose_names:
-                raise SpecError(f"choose_names: nobody chose a name in {origin.conversation_id}; leave it out")
 
 
 def _chosen(
@@ -320,7 +313,7 @@ async def _run(
     try:
         with logged(root, folder, screen.notice), _signals(runner, screen):
             await pool.warm_up(_models(conversations.values()))
-            gc.freeze()  # what was imported stays; looking through it for cycles would cost every message
+            spare_collector()
             drawing = asyncio.create_task(screen.draw(runner, conversations, chosen))
             try:
                 await runner.run()

@@ -7,23 +7,32 @@ import click
 
 from pidgin_cli.conversation.setup import use_person_settings
 from pidgin_cli.conversation.watching import check_watch, watch_faults
-from pidgin_cli.core.errors import PidginError, SpecError
+from pidgin_cli.core.errors import LogError, NotFound, PidginError, SpecError
+from pidgin_cli.eventlog.folder import OutputRoot
+from pidgin_cli.experiments.preflight import check_origin
 from pidgin_cli.monitor.text import visible
 from pidgin_cli.providers.registry import PROVIDERS
 from pidgin_cli.reports.text import count
 from pidgin_cli.spec.awareness import templates_folder
-from pidgin_cli.spec.errors import nearest
-from pidgin_cli.spec.experiment import expand, json_schema, load, resolve
+from pidgin_cli.spec.errors import Fault, nearest
+from pidgin_cli.spec.experiment import ExperimentSpec, expand, json_schema, load, located, resolve, too_late
 from pidgin_cli.spec.plan import calls
+
+from .records import existing_root
 
 __all__ = ["check_specs", "print_schema", "template_names", "write_template"]
 
 FIRST = "first-experiment"
 
 
-def check_specs(files: tuple[Path, ...]) -> int:
-    """Say what each spec makes, and all that is wrong with it. Gives the exit status."""
+def check_specs(files: tuple[Path, ...], output: Path | None) -> int:
+    """Say what each spec makes, and all that is wrong with it. Gives the exit status.
+
+    Args:
+        output: where the records are that branches leave; where there are none, a note says so.
+    """
     use_person_settings()
+    root = existing_root(output)
     faulty = False
     for file in files:
         try:
@@ -33,6 +42,12 @@ def check_specs(files: tuple[Path, ...]) -> int:
             click.echo(visible(str(error)), err=True)
             continue
         plan = expand(spec)
+        try:
+            notices += _origin(root, spec, file)
+        except PidginError as error:
+            faulty = True
+            click.echo(visible(str(error)), err=True)
+            continue
         try:
             check_watch(plan.values())
         except SpecError as error:
@@ -46,6 +61,22 @@ def check_specs(files: tuple[Path, ...]) -> int:
         for notice in notices:
             click.echo(visible(f"{file}: {notice}"), err=True)
     return SpecError.exit_code if faulty else 0
+
+
+def _origin(root: OutputRoot, spec: ExperimentSpec, file: Path) -> list[str]:
+    """What is to be noticed of what a spec branches off. Raises as `check_origin` does, with the line."""
+    if (branch := spec.branch) is None:
+        return []
+    if not root.experiments.is_dir():
+        missing = f"there are no records in {root.path}; -o ROOT says where they are"
+        return [
+            f"branch: whether {branch.of} got to turn {branch.turn} is not checked: {missing}",
+            *too_late(spec, None)[1],
+        ]
+    try:
+        return check_origin(root, spec, file)
+    except (NotFound, LogError) as error:
+        raise SpecError(located([Fault(("branch",), str(error))], file)) from None
 
 
 def print_schema() -> None:

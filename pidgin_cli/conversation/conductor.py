@@ -7,7 +7,6 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from contextlib import aclosing
 from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -72,7 +71,7 @@ from pidgin_cli.providers.registry import (
     split_model,
     unsupported,
 )
-from pidgin_cli.providers.wrappers import RetryPolicy
+from pidgin_cli.providers.wrappers import RetryPolicy, close
 from pidgin_cli.spec.catalogue import context_window, cost_usd, thinks
 from pidgin_cli.spec.conversation import ConversationSpec, spec_hash
 
@@ -285,7 +284,7 @@ class Conductor:
             for agent_id in progress.speakers:
                 if agent_id in progress.spoken:
                     continue
-                await self._checkpoint()
+                await self._checkpoint(others=bool(progress.spoken))
                 self._inject_from_outside()
                 await self._speak(self._seats[agent_id])
                 if self._ending() is not None:
@@ -297,10 +296,16 @@ class Conductor:
                 return ending
         return EndReason.TURN_LIMIT
 
-    async def _checkpoint(self) -> None:
-        """Wait while anybody wants a pause; raise `Stop` when anybody wants the end."""
+    async def _checkpoint(self, *, others: bool = True) -> None:
+        """Wait while anybody wants a pause; raise `Stop` when anybody wants the end.
+
+        Args:
+            others: let them have their turn before; a model that never waits would keep signals, timers and all other
+                conversations out.
+        """
         control = self.control
-        await asyncio.sleep(0)  # models that never wait would keep signals, timers and everybody else out
+        if others:
+            await asyncio.sleep(0)
         while True:
             if self._delegates.watching or self._delegate_pause is not None:
                 self._ask_delegates()
@@ -834,11 +839,13 @@ class Conductor:
                     is_told = True
                 await self._log.commit()
                 stream = seat.provider.stream_response(request)
-                async with aclosing(stream) as deltas:  # type: ignore[type-var]
-                    async for delta in deltas:
+                try:
+                    async for delta in stream:
                         fold.add(delta)
                         if live:
                             self._show(seat.agent.id, delta)
+                finally:
+                    await close(stream)
                 response = fold.response()
                 if most is not None:
                     used = self._used(seat, request, response, most)

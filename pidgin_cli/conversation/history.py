@@ -250,7 +250,7 @@ class ConversationView:
             ),
             digest=end.hash.hexdigest(),
             placeholders=self._placeholders + self._nothing_new(),
-            size=self._size + len("\n\n".join([*self._open, *self._held, *self._held_system]).encode()),
+            size=self._size + end.size,
         )
 
     def _ending(self) -> _End:

@@ -204,6 +204,7 @@ class EventLog:
             self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
             syncer.opened()
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._begins_empty = os.fstat(self._fd).st_size == 0
         except BlockingIOError:
             self._abandon()
             raise LogError(f"{path.name} is being written by another process; wait for it or stop it first") from None
@@ -230,7 +231,7 @@ class EventLog:
             path, experiment_id=experiment_id, conversation_id=conversation_id, syncer=syncer, durability=durability
         )
         try:
-            record = read_record(path)
+            record = Record([], [], 0, 0, gaps=[]) if log._begins_empty else read_record(path)
             if record.total_bytes > record.whole_bytes:
                 _move_tail(path, record.whole_bytes)
             if record.last_line_open:

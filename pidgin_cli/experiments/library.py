@@ -9,7 +9,7 @@ from pidgin_cli.eventlog.folder import ExperimentFolder, OutputRoot, slug
 from pidgin_cli.eventlog.manifest import read_manifest
 from pidgin_cli.spec.experiment import NOT_IN_HASH, ExperimentSpec, Resolved, experiment_hash, load, resolve, to_yaml
 
-__all__ = ["save_spec", "settle"]
+__all__ = ["namesakes", "save_spec", "settle"]
 
 
 def settle(
@@ -46,6 +46,11 @@ def settle(
     }
     kept["repetitions"] = max(old.repetitions, resolved.spec.repetitions)
     return folder, resolved.spec.model_copy(update=kept), resolved.notices
+
+
+def namesakes(root: OutputRoot, name: str) -> list[ExperimentFolder]:
+    """The experiments that a person finds by this name, newest first. They need not be spelt the same."""
+    return [folder for folder in root.folders() if folder.slug and folder.slug == slug(name)]
 
 
 def _named(root: OutputRoot, name: str) -> list[ExperimentFolder]:

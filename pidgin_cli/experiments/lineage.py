@@ -23,8 +23,10 @@ from pidgin_cli.eventlog.codec import decode
 from pidgin_cli.eventlog.folder import OutputRoot
 from pidgin_cli.eventlog.log import Record, read_record
 from pidgin_cli.spec.conversation import ConversationSpec, Origin
+from pidgin_cli.spec.errors import Fault
+from pidgin_cli.spec.experiment import ExperimentSpec, too_late
 
-__all__ = ["Branch", "Fork", "branches", "fork", "log_of", "origin_of", "prefix", "twin_fork", "whole"]
+__all__ = ["Branch", "Fork", "branches", "fork", "log_of", "origin_of", "prefix", "twin_fork", "unfit", "whole"]
 
 
 def log_of(root: OutputRoot, conversation_id: str) -> Path:
@@ -65,6 +67,24 @@ def prefix(root: OutputRoot, origin: Origin) -> list[Event]:
 def fork(root: OutputRoot, origin: Origin) -> Fork:
     """The point that `origin` names. Raises as `prefix` does."""
     return _fork(root, origin, ())
+
+
+def unfit(spec: ExperimentSpec, left: Fork) -> tuple[list[Fault], list[str]]:
+    """What a resolved spec asks of its branch that cannot be, and what is only to be noticed.
+
+    Args:
+        left: the point where the branch begins.
+    """
+    told = {
+        (event.turn_number, agent_id, event.text)
+        for event in left.events
+        if isinstance(event, InterventionEvent) and event.source.startswith("awareness:") and event.text is not None
+        for agent_id in event.audience
+    }
+    faults, notices = too_late(spec, told)
+    if spec.branch is not None and spec.choose_names and not left.spec.choose_names:
+        faults.append(Fault(("choose_names",), f"nobody chose a name in {spec.branch.of}; leave it out"))
+    return faults, notices
 
 
 def _fork(root: OutputRoot, origin: Origin, seen: tuple[str, ...]) -> Fork:

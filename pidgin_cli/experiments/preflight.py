@@ -1,7 +1,8 @@
-"""What can be known to be wrong about models before anything starts."""
+"""What can be known to be wrong about models, and about where branches begin, before anything starts."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 
 from msgspec.structs import replace
 
@@ -13,11 +14,14 @@ from pidgin_cli.providers.keys import key_fault
 from pidgin_cli.providers.registry import PROVIDERS, ProviderInfo, split_model, unsupported
 from pidgin_cli.providers.replay import RecordedReply
 from pidgin_cli.spec.catalogue import thinks
-from pidgin_cli.spec.conversation import ConversationSpec
+from pidgin_cli.spec.conversation import ConversationSpec, Origin
+from pidgin_cli.spec.errors import tell
+from pidgin_cli.spec.experiment import ExperimentSpec, located
 
+from .lineage import fork, unfit
 from .runner import find_log
 
-__all__ = ["check_models", "recording"]
+__all__ = ["check_models", "check_origin", "recording"]
 
 
 def recording(root: OutputRoot, source: str) -> Mapping[str, Sequence[RecordedReply]]:
@@ -30,6 +34,30 @@ def recording(root: OutputRoot, source: str) -> Mapping[str, Sequence[RecordedRe
         NotFound: there is no such record. LogError: it cannot be read.
     """
     return read_recording(find_log(root, source))
+
+
+def check_origin(root: OutputRoot, spec: ExperimentSpec, source: Path | str) -> list[str]:
+    """See that what a new experiment branches off is recorded that far, and fits it.
+
+    Args:
+        spec: resolved.
+        source: its file, for the lines of faults; or what to call it.
+
+    Returns:
+        What is to be noticed: texts that the branches come too late for.
+
+    Raises:
+        NotFound: there is no such conversation, or it has not got as far as that turn.
+        LogError: its record is damaged.
+        SpecError: names are to be chosen that nobody chose in it, or awareness comes too late altogether.
+    """
+    if spec.branch is None:
+        return []
+    find_log(root, spec.branch.of)  # shows what there is instead
+    faults, notices = unfit(spec, fork(root, Origin(spec.branch.of, spec.branch.turn)))
+    if faults:
+        raise SpecError(located(faults, source) if isinstance(source, Path) else tell(faults, source))
+    return notices
 
 
 def check_models(conversations: Iterable[ConversationSpec], root: OutputRoot, *, keys: bool = True) -> list[str]:

@@ -29,7 +29,7 @@ from .base import Provider, Report
 from .limits import Limited, Limiter
 from .validation import checked
 
-__all__ = ["Limited", "Limiter", "RetryPolicy", "Retrying", "Sleep", "Timed", "retry_wait"]
+__all__ = ["Limited", "Limiter", "RetryPolicy", "Retrying", "Sleep", "Timed", "close", "retry_wait"]
 
 Sleep = Callable[[float], Awaitable[None]]
 """Waits that many seconds; may raise `Stop` when the conversation is told to end meanwhile."""
@@ -54,7 +54,7 @@ class _Watch:
         self._deadline = deadline
         if deadline is None:
             return
-        self._task = asyncio.current_task()
+        self._task = asyncio.current_task(self.loop)  # which it would find out by a system call
         if self._handle is None or self._handle.when() > deadline:
             if self._handle is not None:
                 self._handle.cancel()
@@ -144,7 +144,7 @@ class Timed:
         finally:
             watch.stop()
             self._idle.append(watch)
-            await _close(stream)
+            await close(stream)
 
     async def aclose(self) -> None:
         await self._inner.aclose()
@@ -159,7 +159,8 @@ def _timing(started: float, first: float | None, now: float, tokens: int | None)
     )
 
 
-async def _close(stream: AsyncIterator[Delta]) -> None:
+async def close(stream: AsyncIterator[Delta]) -> None:
+    """End a stream that may not have been read to its end; what it holds is let go of now, not some time later."""
     if (aclose := getattr(stream, "aclose", None)) is not None:
         await aclose()
 
@@ -253,7 +254,7 @@ class Retrying:
                 if self._policy.on_unanswered is not None:
                     await self._policy.on_unanswered(error)
             finally:
-                await _close(stream)
+                await close(stream)
             request = replace(request, attempt=request.attempt + 1)
 
     async def aclose(self) -> None:

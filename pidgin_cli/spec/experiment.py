@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from pidgin_cli.core.errors import SpecError
+from pidgin_cli.core.types import clean_text
 
 from . import flat, sweep
 from .awareness import Seat, addressed, find_preset, load_awareness, preset_text
@@ -31,9 +32,11 @@ __all__ = [
     "experiment_hash",
     "json_schema",
     "load",
+    "located",
     "models_of",
     "resolve",
     "to_yaml",
+    "too_late",
 ]
 
 NOT_IN_HASH = frozenset({"name", "repetitions", "max_parallel", "budget", "notify", "notify_command", "embeddings"})
@@ -94,6 +97,12 @@ def load(path: Path, providers: Collection[str] = (), judge: Judge | None = None
     if not isinstance(data, dict):
         raise SpecError(f"{path} is not a spec: it should hold keys such as agents and prompt")
     return _checked(data, str(path), text, providers, repeated, judge, beside=path.parent)
+
+
+def located(faults: Iterable[Fault], path: Path) -> str:
+    """Faults found in a spec after it was loaded, one to a line, in the keys and lines of its file."""
+    text = path.read_text(encoding="utf-8-sig")
+    return tell(faults, str(path), text, flat.translate(parse(text)[0]).written)
 
 
 def _checked(
@@ -394,7 +403,7 @@ def resolve(spec: ExperimentSpec, providers: Collection[str]) -> Resolved:
     ids = seat_ids(spec)
     swept = sweep.has_factors(spec)
     notices: dict[str, None] = {}
-    last_turn = max(cell.values.get("max_turns", spec.max_turns) for cell in sweep.arms(spec))
+    last_turn = _last_turn(spec)
 
     def model(wanted: str) -> str:
         return resolve_model(wanted, providers)
@@ -485,6 +494,65 @@ def _never_reached(awareness: AwarenessSpec, turns: int) -> list[str]:
     has = f"the conversation has {turns} turn{'s' if turns > 1 else ''}"
     late = sorted(turn for turn in awareness.prompts if turn > turns)
     return [f"awareness {awareness.name}: text at turn {turn} is never reached: {has}" for turn in late]
+
+
+def too_late(spec: ExperimentSpec, said: Collection[tuple[int, str, str]] | None) -> tuple[list[Fault], list[str]]:
+    """Awareness of a resolved spec for turns before its branch begins, which is never said.
+
+    Args:
+        said: turn, agent and text of what the conversation that is left was told up to there, which is not missed;
+            None: that is not known.
+
+    Returns:
+        Faults, of awareness that comes too late altogether; notices about single texts.
+    """
+    if spec.branch is None:
+        return [], []
+    fork = spec.branch.turn
+    last_turn = _last_turn(spec)
+    faults: list[Fault] = []
+    notices: dict[str, None] = {}
+    for where, ids, awareness in _awareness_of(spec):
+        texts = [
+            (turn, agent_id, clean_text(text)[0])
+            for agent_id in ids
+            for turn, text in texts_for(awareness, agent_id).items()
+        ]
+        missed = sorted(
+            {turn for turn, agent_id, text in texts if turn <= fork and (turn, agent_id, text) not in (said or ())}
+        )
+        told = (
+            awareness.system_prompt or preset_text(awareness.base) or any(fork < text[0] <= last_turn for text in texts)
+        )
+        if said is not None and len(missed) == len({text[0] for text in texts}) > 0 and not told:
+            turns = f"turn{'s' if len(missed) > 1 else ''} {', '.join(map(str, missed))}"
+            what = f"nothing of it is ever said: its texts are for {turns}, and the branch begins after turn {fork}"
+            faults.append(Fault(where, f"awareness {awareness.name}: {what}"))
+            continue
+        unless = "" if said is not None else f", unless {spec.branch.of} was told it"
+        for turn in missed:
+            what = f"text at turn {turn} is not said{unless}: the branch begins after turn {fork}"
+            notices[f"awareness {awareness.name}: {what}"] = None
+    return faults, list(notices)
+
+
+def _awareness_of(spec: ExperimentSpec) -> Iterator[tuple[Place, Sequence[str], AwarenessSpec]]:
+    """Where a resolved spec gives awareness, and whom it is for."""
+    swept = {path for table in (spec.sweep, spec.zip) for path in table}
+    for index, agent in enumerate(spec.agents):
+        if isinstance(agent.awareness, AwarenessSpec) and not swept & {"all.awareness", f"{agent.id}.awareness"}:
+            yield ("agents", str(index), "awareness"), [agent.id], agent.awareness
+    for table in ("sweep", "zip"):
+        for path, values in getattr(spec, table).items():
+            head, _, key = path.rpartition(".")
+            for value in sweep.values_of(values) if key == "awareness" else ():
+                if isinstance(value, Mapping):
+                    yield (table, path), seat_ids(spec) if head == ALL else [head], AwarenessSpec.model_validate(value)
+
+
+def _last_turn(spec: ExperimentSpec) -> int:
+    turns: list[int] = [cell.values.get("max_turns", spec.max_turns) for cell in sweep.arms(spec)]
+    return max(turns)
 
 
 def models_of(spec: ExperimentSpec) -> list[str]:
