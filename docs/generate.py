@@ -801,7 +801,8 @@ METRICS_AFTER = """
 ## After the run
 
 `pidgin import` and the step `metrics` of the post-processing compute what is marked offline, and live metrics that the
-record has not (`metrics: off`, records from elsewhere, a turn that broke off; `message_metrics.computed` is then true).
+record has not (`metrics: off`, records from elsewhere, a turn that broke off; `message_metrics.computed` is then true),
+and what the detectors find in them (the view `attractors`, likewise).
 What has been computed of the same texts stays. The table `computed_metrics` has a row for each conversation and part of
 the metrics, and says in `missing` why values are NULL. `pidgin import --no-metrics` takes the records only.
 
@@ -830,7 +831,7 @@ import` and `pidgin report`, or `embeddings: MODEL` in the spec. A flag wins; wi
 
 All messages, openings and system prompts are embedded, blank ones aside. Vectors are kept in `embeddings.db` in the
 cache folder (`PIDGIN_CACHE_DIR`) by provider, address, model and digest of the text, so that no text is sent twice; the
-file holds no text. Tokens and cost are told. `message_metrics.embedding_model` names the model of every value: all
+file holds no text; `pidgin cache` tells its size and empties it. Tokens and cost are told. `message_metrics.embedding_model` names the model of every value: all
 conversations of an experiment have the same one, until one of them grows. Never compare values of two models. When the
 model cannot be asked, the other metrics are there all the same, and older semantic values stay.
 """

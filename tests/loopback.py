@@ -246,8 +246,8 @@ class LoopbackServer:
         if (texts := request.embedded) is not None:
             refused = self._script.popleft() if self._script else None
             status, body, headers = (
-                (refused.status, refused.body or "", refused.headers)
-                if refused is not None and refused.status != HTTPStatus.OK
+                (refused.status, "" if refused.body is None else refused.body, refused.headers)
+                if refused is not None and (refused.status != HTTPStatus.OK or refused.body is not None)
                 else (*self._vectors(request, texts), {})
             )
             await _respond(writer, status, body, headers)

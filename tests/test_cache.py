@@ -330,7 +330,9 @@ def test_the_figures(store: ResponseCache) -> None:
     assert found.oldest is not None
     assert found.newest is not None
     assert found.oldest <= found.newest
-    assert set(asdict(found)) == {"path", "entries", "bytes", "hits", "misses", "oldest", "newest", "problem"}
+    names = {"path", "kept", "entries", "bytes", "hits", "misses", "oldest", "newest", "problem"}
+    assert set(asdict(found)) == names
+    assert found.kept == "replies"
 
 
 def test_clearing_forgets_everything(store: ResponseCache) -> None:

@@ -94,7 +94,7 @@ def test_cache(pidgin: Pidgin, server: LoopbackServer, monkeypatch: pytest.Monke
     assert not Path("cache").exists()
     found = talk(pidgin, *models, "--cache", root="on")
     assert "cache: 'on'" in (found.folder / "spec.yaml").read_text()
-    (stats,) = json.loads(pidgin("cache", "stats", "--json").out)
+    stats, _ = json.loads(pidgin("cache", "stats", "--json").out)
     assert stats["entries"] == 2
 
 

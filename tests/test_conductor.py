@@ -56,6 +56,7 @@ from pidgin_cli.eventlog.manifest import read_manifest
 from pidgin_cli.eventlog.state import run_state
 from pidgin_cli.providers.base import Provider
 from pidgin_cli.providers.registry import ProviderPool
+from pidgin_cli.spec.catalogue import same_model
 
 SHORT = {"first_token_s": 0.05, "gap_s": 0.05}
 WHOLE = (TextDelta("Hello."), UsageDelta(Usage(prompt_tokens=3, completion_tokens=1)), Finish())
@@ -421,6 +422,46 @@ async def test_a_wrong_model_makes_the_conversation_invalid(tmp_path: Path) -> N
         run = await converse(tmp_path / str(served), spec, pool=ScriptedPool(m1=provider))
         check_record(run.events)
         assert run.events[-1].invalid == invalid  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("requested", "served"),
+    [
+        ("openai:gpt-4o", "gpt-4o-2024-08-06"),
+        ("openai:gpt-4", "gpt-4-0613"),
+        ("anthropic:claude-3-5-sonnet-latest", "claude-3-5-sonnet-20241022"),
+        ("anthropic:claude-opus-4-0", "claude-opus-4-20250514"),
+        ("google:gemini-2.0-flash", "gemini-2.0-flash-001"),
+        ("google:gemini-2.5-flash", "models/gemini-2.5-flash-preview-05-20"),
+        ("mistral:mistral-large-latest", "mistral-large-2411"),
+        ("xai:grok-4-fast", "grok-4-fast-reasoning"),
+        ("openrouter:meta-llama/llama-3.3-70b-instruct:free", "meta-llama/llama-3.3-70b-instruct"),
+        ("llamacpp:qwen2.5-7b-instruct", "/models/Qwen2.5-7B-Instruct-Q4_K_M.gguf"),
+        ("ollama:llama3.2", "llama3.2:latest"),
+    ],
+)
+def test_a_model_may_answer_with_its_full_name(requested: str, served: str) -> None:
+    """A date, a snapshot, a path or how the file is made does not make it another model."""
+    assert same_model(requested, served)
+
+
+@pytest.mark.parametrize(
+    ("requested", "served"),
+    [
+        ("openai:gpt-5", "gpt-5-nano"),
+        ("openai:gpt-4", "gpt-4o-mini-2024-07-18"),
+        ("openai:gpt-4.1-mini", "gpt-4.1"),
+        ("openai:gpt-4", "gpt-4.1"),
+        ("openai:o1", "o1-mini"),
+        ("google:gemini-2.5-flash", "gemini-2.5-flash-lite"),
+        ("anthropic:claude-opus-4", "claude-opus-4-5"),
+        ("my-gateway:m1", "m1-mini"),
+        ("my-gateway:m1", "m1" + "-123456" * 5_000 + "x"),
+    ],
+)
+def test_a_model_of_the_same_family_is_another_one(requested: str, served: str) -> None:
+    """What gateways serve in place of a busy model is told from it, though one name begins with the other."""
+    assert not same_model(requested, served)
 
 
 async def test_replaced_text_is_counted_as_notable(tmp_path: Path) -> None:

@@ -1160,7 +1160,7 @@ def test_what_detectors_and_scores_found_are_rows(tmp_path: Path) -> None:
         store.import_experiment(folder)
         con = store.connect()
         rows = con.execute("SELECT * EXCLUDE (experiment_id, seq, happened_at) FROM attractors").fetchall()
-        assert rows == [("abcdefgh-1", "x", 1, 1, "echo", 0.9, 0.8, 0, 2, "mark")]
+        assert rows == [("abcdefgh-1", "x", 1, 1, "echo", 0.9, 0.8, 0, 2, "mark", False)]
         rows = con.execute("SELECT * EXCLUDE (experiment_id, seq, happened_at) FROM convergence_warnings").fetchall()
         assert rows == [("abcdefgh-1", "x", 1, "convergence", 0.9, 0.5, None, "notify")]
         con.close()

@@ -182,6 +182,21 @@ def test_query_as_table_json_and_csv(pidgin: Pidgin, talked: str) -> None:
     assert pidgin("query", "-", "--json", stdin=b"SELECT 1 AS one").out == '[\n{"one": 1}\n]\n'
 
 
+def test_csv_tells_null_from_the_empty_text(pidgin: Pidgin, talked: str) -> None:
+    """NULL is an empty field, the empty text one in quotes, as DuckDB and the exports write them."""
+    sql = """SELECT * FROM (VALUES (1, NULL, ''), (2, '', NULL), (3, 'a,b', 'q"'), (4, e'x\\ny', ' z'), (5, NULL, e'\\r'),
+        (6, '-', '0')) AS t(i, one, "two, too")"""
+    told = pidgin("query", sql, "--csv").out
+    assert told.startswith('i,one,"two, too"\n1,,""\n2,"",\n3,"a,b","q"""\n')
+    assert pidgin("query", sql, "--csv", "--to", "x.csv").status == 0
+    assert Path("x.csv").read_bytes().decode() == told
+    columns = "columns = {'i': 'BIGINT', 'one': 'VARCHAR', 'two': 'VARCHAR'}"
+    read = f"FROM read_csv('x.csv', header = true, quote = '\"', allow_quoted_nulls = false, {columns})"
+    rows = duckdb.connect().execute(read).fetchall()
+    assert rows == [(1, None, ""), (2, "", None), (3, "a,b", 'q"'), (4, "x\ny", " z"), (5, None, "\r"), (6, "-", "0")]
+    assert pidgin("query", "SELECT unnest([NULL, '', 'a']) AS x", "--csv").out == 'x\n\n""\na\n'
+
+
 def test_query_values_of_every_kind(pidgin: Pidgin, talked: str) -> None:
     """Moments, lists, maps, JSON, large numbers and what is no number come out as JSON can say them."""
     sql = """SELECT 'nan'::DOUBLE AS a, TIMESTAMP '2026-01-02 03:04:05' AS b, [1, NULL] AS c, MAP {'k': 1.5} AS d,

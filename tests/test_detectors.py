@@ -189,6 +189,7 @@ def test_a_clear_message_now_and_then_does_not_end_a_state() -> None:
         (["Goodbye, my friend, take care."], "echo", {"farewell_loop", "soft_cycle"}),
         (["Goodbye now.", "Bye, take care."], "cycle", {"farewell_loop", "length_collapse"}),
         (["Thank you! " * 30], "inner_loop", {"cycle", "gratitude_spiral"}),
+        (["🙂🙏", ""], "cycle", {"length_collapse"}),  # neither silence nor emoji has five of the last six
     ],
 )
 def test_the_first_active_detector_in_order_gives_the_state(loop: list[str], state: str, also: set[str]) -> None:

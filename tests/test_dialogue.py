@@ -554,7 +554,7 @@ def test_ask_that_goes_wrong(pidgin: Pidgin, argv: tuple[str, ...], status: int,
 def test_ask_and_cache_commands(tmp_path: Path) -> None:
     """--cache answers the second time from the cache; `cache stats` counts, `prune` and `clear` forget."""
     cached = {"PIDGIN_CACHE_DIR": str(tmp_path / "cache")}
-    assert process("cache", "stats", cwd=tmp_path, env=cached).out.endswith("responses.db: 0 replies, 0.0 MB\n")
+    assert "responses.db: 0 replies, 0.0 MB\n" in process("cache", "stats", cwd=tmp_path, env=cached).out
     with loopback_in_thread() as server:
         env = cached | server.env
         first = process("ask", "Hi", "-m", "openai:gpt-4o", "--cache", cwd=tmp_path, env=env)
@@ -568,12 +568,13 @@ def test_ask_and_cache_commands(tmp_path: Path) -> None:
         assert len(server.chats) == 2
     done = json.loads(again.out.splitlines()[-1])
     assert (first.out, done["response"], done["from_cache"]) == (f"{done['response']}\n", done["response"], True)
-    (stats,) = json.loads(process("cache", "stats", "--json", cwd=tmp_path, env=cached).out)
+    stats, _ = json.loads(process("cache", "stats", "--json", cwd=tmp_path, env=cached).out)
     assert (stats["entries"], stats["path"]) == (1, str(tmp_path / "cache" / "responses.db"))
     assert ": 1 replies, 0.0 MB\nfrom " in process("cache", "stats", cwd=tmp_path, env=cached).out
-    assert process("cache", "prune", "--older-than-days", "1", cwd=tmp_path, env=cached).out == "forgot 0 replies\n"
-    assert process("cache", "prune", "--older-than-days", "0", cwd=tmp_path, env=cached).out == "forgot 1 replies\n"
-    assert process("cache", "clear", cwd=tmp_path, env=cached).out == "forgot 0 replies\n"
+    rest = "replies and 0 vectors\n"
+    assert process("cache", "prune", "--older-than-days", "1", cwd=tmp_path, env=cached).out == f"forgot 0 {rest}"
+    assert process("cache", "prune", "--older-than-days", "0", cwd=tmp_path, env=cached).out == f"forgot 1 {rest}"
+    assert process("cache", "clear", cwd=tmp_path, env=cached).out == f"forgot 0 {rest}"
 
 
 def test_cache_commands_that_go_wrong(pidgin: Pidgin, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -585,5 +586,5 @@ def test_cache_commands_that_go_wrong(pidgin: Pidgin, monkeypatch: pytest.Monkey
     Path("cache/responses.db").write_bytes(b"no database at all" * 100)
     assert "it cannot be used: " in pidgin("cache", "stats").out
     assert error_of(pidgin("cache", "prune", "--max-mb", "1"), 1)
-    assert pidgin("cache", "clear") == (0, "forgot 0 replies\n", "")
+    assert pidgin("cache", "clear") == (0, "forgot 0 replies and 0 vectors\n", "")
     assert "it cannot be used" not in pidgin("cache", "stats").out

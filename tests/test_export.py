@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import msgspec
 import pandas  # type: ignore[import-untyped]
 import polars
 import pyarrow.parquet  # type: ignore[import-untyped]
@@ -24,22 +26,37 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from inspect_ai.analysis import messages_df, samples_df
 from inspect_ai.log import EvalLog, EvalSample, read_eval_log, read_eval_log_sample_summaries
-from runs import make, said, start, turn_start
+from runs import logged, make, said, start, turn_start
 from strategies import TEXT
 from support import experiment
 from terminal import DEADLINE_S, ENVIRONMENT
 
 from pidgin_cli.cli.database import open_store
 from pidgin_cli.core.events import (
+    AgentNamedEvent,
+    APIErrorEvent,
     ConversationEndEvent,
+    ErrorEvent,
     Event,
+    ExperimentStartEvent,
+    HistoryCompactedEvent,
+    InterventionEvent,
+    MessageAbandonedEvent,
+    MessageRequestEvent,
+    SystemPromptEvent,
     ThinkingCompleteEvent,
+    ToolCallEvent,
+    ToolResultEvent,
     Totals,
     TurnCompleteEvent,
+    View,
+    WarningEvent,
 )
-from pidgin_cli.core.types import EndReason, Status
+from pidgin_cli.core.types import AgentSettings, EndReason, Status
+from pidgin_cli.eventlog.codec import encode
 from pidgin_cli.eventlog.folder import OutputRoot
 from pidgin_cli.experiments.runner import Runner, create_experiment
+from pidgin_cli.metrics.tokens import tokenize
 from pidgin_cli.providers.registry import ProviderPool
 from pidgin_cli.reports.export import EXPORTERS, export
 from pidgin_cli.reports.export_redaction import Redactor
@@ -336,7 +353,7 @@ def test_inspect_reads_its_logs(root: OutputRoot, tmp_path: Path) -> None:
                 assert sample.model_usage["local/test"].output_tokens == sum(r["completion_tokens"] for r in said_)
                 assert sample.metadata["arm"] == f"a.temperature={log.eval.task_args['a.temperature']:g}"
                 assert (sample.scores or {})["messages"].value == 4
-                turns = store.conversations.turns(log.eval.metadata["experiment_id"])
+                turns = store.conversations.turns((log.eval.metadata or {})["experiment_id"])
                 (*_, last) = [each["convergence"] for each in turns if each["conversation_id"] == sample.id]
                 assert (sample.scores or {})["convergence"].value == last
                 assert "mattr_50" in (sample.scores or {})
@@ -358,20 +375,21 @@ def test_inspect_is_told_of_thinking_and_hostile_texts(hostile: Path) -> None:
     assert [message.text for message in sample.messages[1:]] == [*HOSTILE[:-1], "\ufffd half a pair"]
 
 
-def test_inspect_counts_no_invalid_conversation(tmp_path: Path) -> None:
-    """An invalid conversation is invalidated, with its reasons, and enters no mean; a failed one has its error."""
+def test_inspect_averages_over_what_statistics_count(tmp_path: Path) -> None:
+    """Means are over complete and valid conversations, as everywhere; an invalid one is marked, a failed one told."""
     root = OutputRoot(tmp_path)
-    good, bad = talk("a", "b"), talk("c", "d")[:-1]
-    failed = [*talk("e", "f")[:-1], end(Status.FAILED, error="it broke")]
-    make(root, "abcdefgh", [good, [*bad, end(invalid=("harness_fault",))], failed])
+    good, bad = talk("a", "b"), talk("c", "d", "e", "f")[:-1]
+    failed = [*talk("e", "f", "g", "h")[:-1], end(Status.FAILED, error="it broke")]
+    make(root, "abcdefgh", [good, [*bad, end(invalid=("harness_fault",))], failed, talk("i")[:-1]])
     (log,) = logs(exported(root, "inspect", tmp_path / "logs"))
     samples = {str(sample.id): sample for sample in log.samples or ()}
     assert samples["abcdefgh-1"].invalidation is None
     assert (samples["abcdefgh-2"].invalidation or pytest.fail("not invalidated")).reason == "harness_fault"
     assert (samples["abcdefgh-3"].error or pytest.fail("no error")).message == "it broke"
-    assert (log.invalidated, log.status) == (True, "success")
+    assert (log.invalidated, log.status) == (True, "cancelled")
     assert log.results is not None
-    assert {score.scored_samples for score in log.results.scores if score.name == "messages"} == {2}
+    (messages,) = [score for score in log.results.scores if score.name == "messages"]
+    assert (messages.metrics["mean"].value, messages.scored_samples, messages.unscored_samples) == (2, 1, 3)
 
 
 # Branches
@@ -488,15 +506,106 @@ def test_no_secret_is_left_in_an_export(
         assert (first["agent_name"],) == (first["content"].split("\n")[1].split(" ")[0],)
 
 
+HIDDEN = {
+    "key": "sk-proj-WibbleWobble-abcdefghijkl",
+    "AWS": "AKIAZORKZORK7EXAMPLE",
+    "of ours": "plugh-looking-value",
+    "email": "zorblat@quuxmail.org",
+    "path": f"{Path.home()}/grumblefoo/x.yaml",
+    "host": "snarkbox-7",
+}
+PIECES = ("wibble", "zork", "plugh", "zorblat", "quuxmail", "grumblefoo", "snarkbox")
+"""Of each of them, whatever is done to it on the way."""
+
+
+@pytest.fixture(scope="module")
+def full_of_secrets(tmp_path_factory: pytest.TempPathFactory) -> OutputRoot:
+    """A record with all of `HIDDEN` in every place that takes a text."""
+    root = OutputRoot(tmp_path_factory.mktemp("secrets"))
+    s = " ".join(HIDDEN.values())
+    written = json.dumps({"text": f"see\n{f'{chr(10)}'.join(HIDDEN.values())}", s: s})
+    at: dict[str, Any] = {"agent_id": "a", "turn_number": 1, "message_index": 0}
+    began = start(arm=f"x={s}", names=(s, "B"))
+    agent = msgspec.structs.replace(
+        began.agents[0],
+        model=f"local:{HIDDEN['path']}",
+        system_prompt=s,
+        awareness=HIDDEN["path"],
+        settings=AgentSettings(stop=(s,), extra={s: [s]}),
+    )
+    variables = {"x": s, f"a.extra.{HIDDEN['email']}": s}
+    spec = began.spec | {"variables": variables, "first": s, "seating": s, "source": {"file": s, s: s}}
+    view = View(0, 1, 0, 1)
+    events = [
+        msgspec.structs.replace(began, agents=(agent, began.agents[1]), spec=spec, opening=s, prompt_tag=s),
+        SystemPromptEvent(agent_id="a", text=s),
+        AgentNamedEvent(agent_id="a", name=s, reply=s),
+        InterventionEvent(turn_number=0, source=s, audience=(s,), text=s, before=s, after=s),
+        turn_start(),
+        MessageRequestEvent(**at, view=view, digest="0", parameters={s: s}),
+        APIErrorEvent(**at, error=s, provider=s, retryable=True, attempt=1, message=s),
+        MessageAbandonedEvent(**at, why=s, partial=s),
+        ThinkingCompleteEvent(**at, content=s),
+        ToolCallEvent(**at, call_id="1", name=s, arguments=written),
+        ToolResultEvent(**at, call_id="1", content=written),
+        said(f"{s} {written} {s}"),
+        said(f"Escaped: {written}", "b", 1, 1),
+        HistoryCompactedEvent(
+            agent_id="a", turn_number=1, policy="x", view=view, summary=s, model=s, estimated_tokens=1, limit_tokens=1
+        ),
+        WarningEvent(what=s, reason=s),
+        ErrorEvent(error=s, message=s, where=s),
+        TurnCompleteEvent(turn_number=1, detectors={s: s}, metrics={"turn": {s: 1}}),
+        end(Status.FAILED, error=s, metrics={s: s}, invalid=(s,)),
+    ]
+    # The first 80 characters of a line that cannot be read end within the key.
+    lone = f"rubbish {'-' * 52}{HIDDEN['key']}"
+    folder = make(root, "abcdefgh", [events], name=s)
+    log = folder.log("abcdefgh-1")
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join([*lines[:-1], f"{lone}\n".encode(), lines[-1]]))
+    runs = [
+        ExperimentStartEvent(name=s, spec_hash="", conversations=1, pid=1, host=host, versions={s: s}, estimate={s: s})
+        for host in (HIDDEN["host"], "another")
+    ]
+    plan = [msgspec.structs.replace(event, conversation_id=None) for event in logged("abcdefgh-0", runs)]
+    folder.events.write_bytes(b"".join(encode(event) + b"\n" for event in plan))
+    folder.spec.write_text(f'name: "see\\n{HIDDEN["key"]}\\n{HIDDEN["path"]}"\n# {s}\n')
+    return root
+
+
+@pytest.mark.parametrize("kind", EXPORTERS)
+def test_no_piece_of_a_secret_is_left_anywhere(
+    kind: str, full_of_secrets: OutputRoot, pidgin: Pidgin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever a record has text, and whatever was cut out of it before, `--redact` leaves no piece of a secret."""
+    monkeypatch.setenv("MY_SERVICE_API_KEY", HIDDEN["of ours"])
+    done = pidgin("export", "abcdefgh", "-o", full_of_secrets.path, "--format", kind, "--to", "out", "--redact")
+    assert done.status == 0
+    for path in Path("out").rglob("*"):
+        found = f"{path} {''.join(_text_of(path))}".lower()
+        assert [piece for piece in PIECES if piece in found] == [], path.name
+    if kind == "jsonl":
+        messages = [json.loads(line) for line in Path("out/messages.jsonl").read_text().splitlines()]
+        uses = [json.loads(line) for line in Path("out/word_uses.jsonl").read_text().splitlines()]
+        counted = Counter((row["agent_id"], word) for row in messages for word in tokenize(row["content"]))
+        assert {(row["agent_id"], row["word"]): row["uses"] for row in uses if row["kind"] == "word"} == counted
+        assert {row["arm"] for row in uses} == {row["arm"] for row in messages}
+
+
 def _all_text(folder: Path) -> Iterator[str]:
     for path in folder.rglob("*"):
-        if path.suffix == ".parquet":
-            yield json.dumps(pyarrow.parquet.read_table(path).to_pylist(), default=str, ensure_ascii=False)
-        elif path.suffix == ".eval":
-            with zipfile.ZipFile(path) as log:
-                yield from (log.read(name).decode() + name for name in log.namelist())
-        elif path.is_file():
-            yield path.read_text(encoding="utf-8") + path.name
+        yield from _text_of(path)
+
+
+def _text_of(path: Path) -> Iterator[str]:
+    if path.suffix == ".parquet":
+        yield json.dumps(pyarrow.parquet.read_table(path).to_pylist(), default=str, ensure_ascii=False)
+    elif path.suffix == ".eval":
+        with zipfile.ZipFile(path) as log:
+            yield from (log.read(name).decode() + name for name in log.namelist())
+    elif path.is_file():
+        yield path.read_text(encoding="utf-8") + path.name
 
 
 # Command and folder

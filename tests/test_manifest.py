@@ -698,6 +698,11 @@ def test_a_folder_that_takes_no_files() -> None:
         OutputRoot(readonly / "out").prepare()
 
 
+def named(name: str | None) -> dict[str, bytes]:
+    """The files of an experiment of this name."""
+    return {"manifest.json": Manifest(experiment_id=ID, name=name, created_at=datetime.now(UTC)).encode()}
+
+
 NAMES = [
     'it\'s "quoted"',
     "a/b\\c",
@@ -723,18 +728,63 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_curious_names_become_slugs(root: OutputRoot, name: str) -> None:
     """Whatever a person calls it: the folder has a plain name inside the root, and is found by that name again."""
-    made = root.create(ID, name, TODAY, {"spec.yaml": b""})
+    made = root.create(ID, name, TODAY, named(name.encode("utf-8", "replace").decode()))
     assert made.path.parent == root.experiments
     assert re.fullmatch(rf"experiment_{ID}(_[a-z0-9-]{{1,60}})?_20260304", made.path.name)
     assert (made.experiment_id, made.slug) == (ID, slug(name))
     assert [path.name for path in root.path.parent.iterdir()] == [root.path.name]
     assert [f.path for f in root.folders()] == [made.path]
     assert root.find(ID).path == made.path
-    if slug(name):
-        assert root.find(name).path == made.path
+    if name.strip():
+        assert root.find(name.encode("utf-8", "replace").decode()).path == made.path
     else:
         with pytest.raises(NotFound):
             root.find(name)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        ("中国 study", "aaaa0000"),
+        ("日本", "aaaa0001"),
+        ("日本x", "aaaa0002"),
+        ("x" * 60 + "日", "aaaa0003"),
+        ("x" * 60 + "本", "aaaa0004"),
+        ("Cafe\u0301", "aaaa0005"),
+        ("study", "aaaa0000"),
+        ("STUDY", "aaaa0000"),
+        ("日本 study", None),
+        ("study!", None),
+        ("x", "aaaa0002"),
+        ("中国", None),
+        ("x" * 60, None),
+        ("x" * 61, None),
+        ("cafe", "aaaa0005"),
+    ],
+    ids=ascii,
+)
+def test_a_name_is_found_as_it_was_given(root: OutputRoot, wanted: str, found: str | None) -> None:
+    """The name itself goes first, in any alphabet; what is left of it in a folder's name counts only if typed so."""
+    names = ["中国 study", "日本", "日本x", "x" * 60 + "日", "x" * 60 + "本", "Caf\u00e9", None]
+    for number, name in enumerate(names):
+        root.create(f"aaaa000{number}", name, TODAY, named(name))
+    if found is None:
+        with pytest.raises(NotFound):
+            root.find(wanted)
+    else:
+        assert root.find(wanted).experiment_id == found
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b'{"name": 1}', b"\xff"])
+def test_a_name_survives_a_manifest_that_does_not(root: OutputRoot, content: bytes) -> None:
+    """Where the manifest is damaged, the log of the experiment tells the name; without one the folder's own is left."""
+    first = msgspec.json.encode({"event_type": "ExperimentStartEvent", "name": "日本 x"}) + b"\n{}\n"
+    root.create(ID, "日本 x", TODAY, {"manifest.json": content, "experiment_events.jsonl": first})
+    assert root.find("日本 x").name() == "日本 x"
+    root.create("zzzz9999", "中国 y", TODAY, {"manifest.json": content, "experiment_events.jsonl": content})
+    assert root.find("y").name() == "y"
+    with pytest.raises(NotFound):
+        root.find("中国 y")
 
 
 @example("x" * 59 + " y")

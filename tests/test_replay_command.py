@@ -73,6 +73,24 @@ async def test_what_was_recorded_is_rebuilt_to_the_letter(tmp_path: Path, pidgin
     assert ID in said.err
 
 
+async def test_a_branch_whose_opening_was_changed_is_told(pidgin: Pidgin) -> None:
+    """The first line of a branch has the opening that it shares; another one there is a difference of its own."""
+    root = OutputRoot(ROOT.absolute())
+    await hold_in(root, ID, conversation(MODEL, MODEL, max_turns=2))
+    child = await hold_in(root, "child000-1", replace(conversation(MODEL, MODEL, max_turns=3), origin=Origin(ID, 1)))
+    lines = lines_of(child.log)
+    shared, lines[0]["opening"] = lines[0]["opening"], "Another."
+    rewrite(child.log, lines)
+    said = await threaded(pidgin, "replay", "child000-1")
+    assert said.status == 1
+    assert f'turn 0: opening was "Another.", would be "{shared}"' in said.out
+    assert "4 requests rebuilt: 1 difference" in said.out
+    assert (await threaded(pidgin, "import", "--all", "--no-metrics")).status == 0
+    told = await threaded(pidgin, "verify")
+    assert told.status == 1
+    assert "its first line contradicts the spec in it: opening" in told.out
+
+
 async def threaded(pidgin: Pidgin, *args: str) -> Any:
     """A command that has an event loop of its own."""
     import asyncio
@@ -90,6 +108,15 @@ async def threaded(pidgin: Pidgin, *args: str) -> Any:
         ("MessageRequestEvent", lambda e: e.update(placeholders=3), {"placeholders"}),
         ("TurnStartEvent", lambda e: e.update(speakers=["b", "a"]), {"speakers"}),
         ("SystemPromptEvent", lambda e: e.update(text="Be somebody else."), {"text"}),
+        ("ConversationStartEvent", lambda e: e.update(opening="What was never asked."), {"opening", "text"}),
+        ("ConversationStartEvent", lambda e: e.update(arm="y", seed=99), {"arm", "seed"}),
+        ("ConversationStartEvent", lambda e: e.update(arm="x", repetition=7), {"arm", "repetition"}),
+        (
+            "ConversationStartEvent",
+            lambda e: e["agents"][1].update(model="local:silent", name="Else"),
+            {"agents.b.model", "agents.b.name"},
+        ),
+        ("ConversationStartEvent", lambda e: e["agents"][0]["settings"].clear(), {"agents.a.settings.temperature"}),
     ],
 )
 async def test_any_difference_names_turn_and_field(pidgin: Pidgin, kind: str, change: Any, fields: set[str]) -> None:
@@ -97,14 +124,15 @@ async def test_any_difference_names_turn_and_field(pidgin: Pidgin, kind: str, ch
     spec = conversation(MODEL, MODEL, agents={"a": {"temperature": 0.3}, "b": {"temperature": 0.3}}, max_turns=3)
     held = await hold_in(OutputRoot(ROOT.absolute()), ID, spec)
     lines = lines_of(held.log)
-    at = [number for number, line in enumerate(lines) if line["event_type"] == kind][0 if kind[0] == "S" else 1]
+    at = [number for number, line in enumerate(lines) if line["event_type"] == kind][1 if kind[0] in "MT" else 0]
     change(lines[at])
     rewrite(held.log, lines)
     said = await threaded(pidgin, "replay", ID, "--json")
     assert said.status == 1, said.out
     found = json.loads(said.out)
     assert {each["field"] for each in found} == fields
-    turn = lines[at].get("turn_number", 1)
+    assert {each["turn_number"] == 0 for each in found if each["field"] != "text"} <= {kind[0] == "C"}
+    turn = lines[at].get("turn_number", 0)
     assert found[0]["turn_number"] >= turn
     told = await threaded(pidgin, "replay", ID)
     assert told.status == 1

@@ -167,15 +167,17 @@ def test_every_page_takes_means_over_the_same_conversations(broken_arm: Run) -> 
     assert set(re.findall(r"^\| (?:messages|words per message|turns) \| (\d+) ", readme, re.MULTILINE)) == {"4"}
     assert "Complete: 4 of 6, 67%" in readme
     page = (broken_arm.folder.path / "report.html").read_text()
-    captions = {name: page.partition(f'id="figure-{name}"')[2].partition("</figcaption>")[0] for name in FIGURES}
+    captions = {name: page.partition(f'id="figure-{name}"')[2].partition("</figure>")[0] for name in FIGURES}
     over_means = {
         "words", "message_lengths", "vocabulary_growth", "convergence", "survival", "end_states", "similarity",
+        "effects", "influence", "semantic_path",
     }  # fmt: skip
     assert {name for name, caption in captions.items() if said in caption} == over_means
-    for name in ("message_lengths", "vocabulary_growth", "similarity"):
+    for name in ("message_lengths", "vocabulary_growth", "similarity", "influence", "semantic_path"):
         assert {row["conversation_id"] for row in _table(broken_arm, name)} == counted
-    for name in ("words", "convergence", "survival", "end_states"):
+    for name in ("words", "convergence", "survival", "end_states", "effects"):
         assert not any(BROKEN in row["arm"] for row in _table(broken_arm, name))
+    assert "no conversation goes on after the 3 turns" in captions["metrics_by_turn"]
     assert {row["conversations"] for row in _table(broken_arm, "end_reasons") if BROKEN in row["arm"]} == {"0", "2"}
 
 

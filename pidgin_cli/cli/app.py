@@ -1017,7 +1017,7 @@ def import_(
 @click.argument("sql")
 @_output
 @_as_json
-@click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values.")
+@click.option("--csv", "as_csv", is_flag=True, help='Print comma-separated values; NULL is empty, empty text "".')
 @click.option("--parquet", "as_parquet", is_flag=True, help="Write a Parquet file; needs --to.")
 @click.option("--to", type=click.Path(path_type=Path), metavar="FILE", help="Write the answer there.")
 def query(sql: str, output: Path | None, as_json: bool, as_csv: bool, as_parquet: bool, to: Path | None) -> None:
@@ -1374,7 +1374,7 @@ def _of_the_caches(command: Callable[..., Any]) -> Callable[..., Any]:
 @cache.command("stats")
 @_as_json
 def cache_stats(as_json: bool) -> None:
-    """Say how many replies and vectors are kept, where, and how large that is.
+    """Say what is kept, where, and how large it is.
 
     \b
     Example:

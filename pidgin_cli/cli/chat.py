@@ -635,6 +635,7 @@ async def prepare_ollama(
     from pidgin_cli.providers.ollama import OllamaProvider
     from pidgin_cli.providers.ollama_setup import (
         ensure_running,
+        found_instead,
         install_command,
         is_here,
         is_installed,
@@ -642,6 +643,8 @@ async def prepare_ollama(
         place,
     )
 
+    if is_here() and (instead := await found_instead()) is not None:
+        raise SpecError(instead)
     try:
         if is_here() and is_installed() and not await is_running():
             may_start = consent or await _yes("Ollama is installed but not running. Start it now?")

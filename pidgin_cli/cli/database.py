@@ -1,6 +1,5 @@
 """`import`, `query` and `verify`: the database and what it holds."""
 
-import csv
 import io
 import json
 import os
@@ -57,6 +56,7 @@ _COLUMN_TYPES: dict[Kind, Literal["DOUBLE", "BIGINT", "BOOLEAN", "VARCHAR"]] = {
 }
 
 # What a terminal acts on and JSON may hold unescaped; within JSON these stand in strings only.
+_NEEDS_QUOTES = re.compile(r'[",\r\n]')
 _ACTED_ON = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -345,10 +345,10 @@ def _checked_target(to: Path) -> None:
 
 def _write(answer: Answer, kind: str, file: Any) -> None:
     if kind == "csv":
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(answer.columns)
+        file.write(f"{','.join(map(_quoted, answer.columns))}\n")
         for row in answer.rows:
-            writer.writerow([_as_csv(value, type_) for value, type_ in zip(row, answer.types, strict=True)])
+            fields = (_as_csv(value, type_) for value, type_ in zip(row, answer.types, strict=True))
+            file.write(f"{','.join(fields)}\n")
         return
     names = _distinct(answer.columns)
     before = "[\n"
@@ -360,12 +360,20 @@ def _write(answer: Answer, kind: str, file: Any) -> None:
     file.write("[]\n" if before == "[\n" else "\n]\n")
 
 
-def _as_csv(value: Any, kind: str) -> Any:
+def _as_csv(value: Any, kind: str) -> str:
+    """A field: NULL has nothing in it, the empty text is in quotes. The `csv` of Python 3.11 writes both alike."""
+    if value is None:
+        return ""
     if isinstance(value, dict | list | tuple):
-        return json.dumps(json_value(value, kind), ensure_ascii=False)
+        return _quoted(json.dumps(json_value(value, kind), ensure_ascii=False))
     if isinstance(value, bool):
         return "true" if value else "false"
-    return value.hex() if isinstance(value, bytes) else value
+    return _quoted(value.hex() if isinstance(value, bytes) else str(value))
+
+
+def _quoted(text: str) -> str:
+    """A text as a field of CSV, in quotes where it needs them."""
+    return text if text and not _NEEDS_QUOTES.search(text) else f'"{text.replace(chr(34), chr(34) * 2)}"'
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
@@ -466,6 +474,8 @@ def _check_requests(
             continue
         rebuilt = rebuild_requests(spec, shared, record.events, lambda _agent, recorded: recorded)
         requests += rebuilt.requests
+        if beside := [difference.field for difference in rebuilt.differences if not difference.turn_number]:
+            faults.append((conversation_id, f"its first line contradicts the spec in it: {', '.join(beside)}"))
         wrong = sorted({d.message_index for d in rebuilt.differences if d.message_index is not None})
         if wrong:
             faults.append(

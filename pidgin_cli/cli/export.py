@@ -95,7 +95,7 @@ def _import(store: EventStore, root: OutputRoot, folders: Sequence[ExperimentFol
 def _redactor(store: EventStore, root: OutputRoot, ids: Sequence[str]) -> Redactor:
     keys = {value for name, value in os.environ.items() if _SECRET.search(name)}
     folders = {str(Path.home()), str(root.path), str(root.path.resolve()), str(Path.cwd())} - {"/"}
-    hosts = {os.uname().nodename, *(store.experiments.get(each)["host"] or "" for each in ids)} - {""}
+    hosts = {os.uname().nodename, *(host for each in ids for host in store.experiments.hosts(each))} - {""}
     return Redactor(keys, folders, hosts)
 
 

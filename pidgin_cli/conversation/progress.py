@@ -6,7 +6,6 @@ other way to change it, so a resumed conversation cannot differ from one that wa
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -40,6 +39,7 @@ from pidgin_cli.core.events import (
     WarningEvent,
 )
 from pidgin_cli.core.types import EndReason, FinishReason, Role, ThinkingBlock, ToolCall, ToolResult, Usage
+from pidgin_cli.spec.catalogue import same_model
 from pidgin_cli.spec.conversation import ConversationSpec
 
 from .branch import SHARED, prefix_digest
@@ -343,8 +343,8 @@ class Progress:
             raise _gap(event.message_index, event.turn_number)
         asked, self.asked = self.asked, None
         prompt_tokens = event.usage.prompt_tokens
-        same_model = event.model_requested == self.agents[event.agent_id].model
-        if asked is not None and prompt_tokens is not None and same_model and asked.size >= _CALIBRATE_FROM_BYTES:
+        still_its_model = event.model_requested == self.agents[event.agent_id].model
+        if asked is not None and prompt_tokens is not None and still_its_model and asked.size >= _CALIBRATE_FROM_BYTES:
             self.tokens_per_byte[event.agent_id] = min(2.0, max(0.05, prompt_tokens / asked.size))
         self.history.append(
             ConversationTurn(
@@ -363,7 +363,7 @@ class Progress:
         self.uncounted = self.last_message = event
         for mark in _notable(event):
             self.notable[mark] = self.notable.get(mark, 0) + 1
-        if not _same_model(event.model_requested, event.model_served):
+        if not same_model(event.model_requested, event.model_served):
             self.wrong_model = True
         for mark, value in (("served_model", event.model_served), ("fingerprint", event.fingerprint)):
             if value is not None and self._first_seen.setdefault((event.agent_id, mark), value) != value:
@@ -448,16 +448,3 @@ def _notable(event: MessageCompleteEvent) -> list[str]:
     if event.message.text_replaced:
         marks.append("text_replaced")
     return marks
-
-
-def _same_model(requested: str, served: str | None) -> bool:
-    """Whether the model that served may be the one that was asked for.
-
-    Vendors answer an alias with a dated name (`gpt-x` with `gpt-x-2026-05-01`) and local servers with a path, so one
-    plain name beginning with the other is enough.
-    """
-    provider, _, model = requested.partition(":")
-    if served is None or provider in ("local", "replay"):
-        return True
-    one, other = (Path(name).name.lower().removesuffix("-latest").removesuffix(":latest") for name in (model, served))
-    return one.startswith(other) or other.startswith(one)

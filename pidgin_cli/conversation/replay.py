@@ -1,12 +1,18 @@
-"""Whether today's code would send what a record says was sent."""
+"""Whether today's code would send what a record says was sent, and whether a record contradicts itself."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
 from pidgin_cli.core.errors import LogError
-from pidgin_cli.core.events import ConversationEndEvent, Event, MessageRequestEvent, TurnStartEvent
+from pidgin_cli.core.events import (
+    ConversationEndEvent,
+    ConversationStartEvent,
+    Event,
+    MessageRequestEvent,
+    TurnStartEvent,
+)
 from pidgin_cli.core.types import Agent
 from pidgin_cli.spec.conversation import ConversationSpec
 
@@ -23,11 +29,13 @@ class Difference(NamedTuple):
     """Something that would be sent otherwise than the record says."""
 
     turn_number: int
+    """0: of the conversation as a whole."""
     message_index: int | None
     """None: about the turn as a whole."""
     agent_id: str | None
     field: str
-    """`text` (by its digest), `view.from`, `view.to`, …, `placeholders`, `parameters.<name>` or `speakers`."""
+    """`text` (by its digest), `view.from`, `view.to`, …, `placeholders`, `parameters.<name>` or `speakers`. In turn 0:
+    what the first line tells beside the spec, such as `opening` or `agents.a.model`."""
     recorded: Any
     rebuilt: Any
 
@@ -75,6 +83,8 @@ def rebuild_requests(
                 else:
                     found += _fields(event, "parameters", event.parameters, sent)
                 requests += 1
+            elif isinstance(event, ConversationStartEvent):
+                found += _told_at_the_start(spec, progress.opening, event)
             elif isinstance(event, TurnStartEvent):
                 speakers = speaking_order(spec, event.turn_number, progress.triggers.silent(event.turn_number))
                 if speakers != event.speakers:
@@ -88,6 +98,22 @@ def rebuild_requests(
         left = sum(isinstance(event, MessageRequestEvent) for event in events) - requests
         return Rebuilt(requests, found, left, why, list(unknown))
     return Rebuilt(requests, found, 0, None, list(unknown))
+
+
+def _told_at_the_start(spec: ConversationSpec, opening: str, event: ConversationStartEvent) -> list[Difference]:
+    """What the first line says in fields of its own, which are what people and the database read, against the spec."""
+    recorded, rebuilt = (
+        {
+            "opening": words,
+            "prompt_tag": told.prompt_tag,
+            "seed": told.seed,
+            "arm": told.arm,
+            "repetition": told.repetition,
+            "agents": {agent.id: msgspec.to_builtins(agent) for agent in told.agents},
+        }
+        for told, words in ((event, event.opening), (spec, opening))
+    )
+    return [Difference(0, None, None, *each) for each in _apart("", recorded, rebuilt)]
 
 
 def _in_place(progress: Progress, event: MessageRequestEvent) -> None:
@@ -110,12 +136,14 @@ def _compare(progress: Progress, event: MessageRequestEvent) -> list[Difference]
 
 
 def _fields(event: MessageRequestEvent, name: str, recorded: Any, rebuilt: Any) -> list[Difference]:
+    place = (event.turn_number, event.message_index, event.agent_id)
+    return [Difference(*place, *each) for each in _apart(name, recorded, rebuilt)]
+
+
+def _apart(name: str, recorded: Any, rebuilt: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Where two values differ, by dotted names, each with both."""
     if isinstance(recorded, dict) and isinstance(rebuilt, dict):
-        return [
-            difference
-            for key in dict.fromkeys((*recorded, *rebuilt))
-            for difference in _fields(event, f"{name}.{key}", recorded.get(key), rebuilt.get(key))
-        ]
-    if recorded == rebuilt:
-        return []
-    return [Difference(event.turn_number, event.message_index, event.agent_id, name, recorded, rebuilt)]
+        for key in dict.fromkeys((*recorded, *rebuilt)):
+            yield from _apart(f"{name}.{key}" if name else key, recorded.get(key), rebuilt.get(key))
+    elif recorded != rebuilt:
+        yield name, recorded, rebuilt

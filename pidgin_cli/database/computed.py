@@ -1,4 +1,4 @@
-"""Metrics that are computed after the run, put beside those of the record."""
+"""Metrics and findings that are computed after the run, put beside those of the record."""
 
 import itertools
 import json
@@ -39,6 +39,8 @@ class Computed(NamedTuple):
     """Values of the whole conversation."""
     turns: Mapping[int, Mapping[str, Any]] = {}
     """live: `convergence`, `detectors` and `pairs` (by name) of each turn without them."""
+    attractors: Sequence[Mapping[str, Any]] = ()
+    """live: what detectors found that the record has not, with the columns of `computed_attractors` but the ids."""
     model: str | None = None
     """The embedding model."""
     missing: str | None = None
@@ -57,6 +59,8 @@ def write_computed(
         if of_part:
             _write_messages(con, part, of_part, types)
             _write_turns(con, of_part)
+            if part == "live":
+                _write_attractors(con, of_part)
             _write_parts(con, part, of_part)
     return len(kept)
 
@@ -152,6 +156,20 @@ def _write_turns(con: duckdb.DuckDBPyConnection, computed: Sequence[Computed]) -
         "INSERT INTO turn_metrics BY NAME SELECT x.conversation_id, x.experiment_id, x.turn_number, "
         "g.v AS metrics_version, g.pairs::JSON AS metrics "
         "FROM given g JOIN turns x ON x.conversation_id = g.c AND x.turn_number = g.t"
+    )
+
+
+def _write_attractors(con: duckdb.DuckDBPyConnection, computed: Sequence[Computed]) -> None:
+    con.execute(
+        "DELETE FROM computed_attractors WHERE conversation_id IN (SELECT unnest(?::VARCHAR[]))",
+        [[one.conversation_id for one in computed]],
+    )
+    rows = [{"c": one.conversation_id} | _finite(found) for one in computed for found in one.attractors]
+    whole = dict.fromkeys(("turn_number", "message_index", "onset", "period"), "BIGINT")
+    _give(con, {"c": "VARCHAR", "detector": "VARCHAR", "value": "DOUBLE", "threshold": "DOUBLE"} | whole, rows)
+    con.execute(
+        "INSERT INTO computed_attractors BY NAME SELECT c.conversation_id, c.experiment_id, g.* EXCLUDE (c) "
+        "FROM given g JOIN conversations c ON c.conversation_id = g.c"
     )
 
 

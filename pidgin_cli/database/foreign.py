@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any, NamedTuple
 
 import msgspec
@@ -56,16 +57,17 @@ from pidgin_cli.eventlog.manifest import ConversationEntry, Manifest
 from pidgin_cli.eventlog.state import run_state
 from pidgin_cli.spec.conversation import spec_hash
 
+from .marks import marks_of
+
 __all__ = ["Adopted", "adopt"]
 
 UNKNOWN_PROVIDER = "unknown"
 
 _DATED = re.compile(r"(?P<stem>.+?)_(?P<date>\d{8}_\d{6})")
-_PAIR = re.compile(r"(?P<one>[^_]+)_(?P<other>[^_]+)_(?P<scenario>.+)")
-_MARKERS = (
-    re.compile(r"^### (?P<label>\S.{0,60}) (?P<number>[1-9]) ###[ \t]*$"),
-    re.compile(r"^(?P<label>\S.{0,60}) (?P<number>[1-9]):[ \t]*$"),
-)
+_MODEL = r"(?:claude|opus|sonnet|haiku|gpt|o\d|gemini|gemma|llama|mi[sx]tral|qwen|deepseek|grok)[^_]*"
+_PAIR = re.compile(rf"(?P<one>{_MODEL})_(?P<other>{_MODEL})_(?P<scenario>.+)")
+"""How the Backrooms named their files. Any other name says nothing about models."""
+
 _API_ERROR = "[API error"
 """The earlier Pidgin let agents say its own errors."""
 
@@ -384,39 +386,37 @@ def _transcript(path: Path, data: bytes) -> _Told:
     except UnicodeDecodeError:
         raise LogError("it is not UTF-8 text") from None
     lines = text.replace("\r\n", "\n").split("\n")
-    marks = _marks(lines)
-    if not marks:
-        raise LogError("no line in it says who speaks, as `Name 1:` or `### Name 1 ###` would")
-    blocks = [
-        (number, lines[place + 1 : (marks[after][0] if after < len(marks) else len(lines))])
-        for after, (place, number, _) in enumerate(marks, 1)
-    ]
-    labels = {number: label for _, number, label in marks}
+    marks = marks_of(lines)
+    ends = [*(mark.place for mark in marks[1:]), len(lines)]
+    seats = sorted({mark.speaker: None for mark in marks}, key=lambda speaker: speaker.number or 0)
+    if len(seats) > len(ascii_lowercase):
+        raise LogError(f"{len(seats)} speak in it; {len(ascii_lowercase)} can")
+    ids = dict(zip(seats, ascii_lowercase, strict=False))
     dated = _DATED.fullmatch(path.stem)
     arm = dated["stem"] if dated else ""
     pair = _PAIR.fullmatch(arm)
-    ids = {number: "abcdefghi"[seat] for seat, number in enumerate(sorted(labels))}
-    models = (pair["one"], pair["other"]) if pair and len(labels) <= 2 else ()
+    models = (pair["one"], pair["other"]) if pair and len(seats) <= 2 else ()
     agents = [
         Agent(
-            id=ids[number],
-            model=f"{UNKNOWN_PROVIDER}:{models[number - 1] if number <= len(models) else labels[number]}",
-            name=f"{labels[number]} {number}",
+            id=ids[speaker],
+            model=f"{UNKNOWN_PROVIDER}:{models[seat] if models else speaker.label}",
+            name=str(speaker),
         )
-        for number in sorted(labels)
+        for seat, speaker in enumerate(seats)
     ]
     more: dict[str, Any] = {}
     if dated:
         more["dated"] = dated["date"]
-    if preface := "\n".join(lines[: marks[0][0]]).strip():
+    if preface := "\n".join(lines[: marks[0].place]).strip():
         more["preface"] = preface
     said: list[_Said] = []
     turn, spoken = 1, set[str]()
-    for number, block in blocks:
-        agent_id = ids[number]
+    for mark, end in zip(marks, ends, strict=True):
+        agent_id = ids[mark.speaker]
         if agent_id in spoken:
             turn, spoken = turn + 1, set()
         spoken.add(agent_id)
+        block = [*([] if mark.words is None else [mark.words]), *lines[mark.place + 1 : end]]
         # The writer ends a message with a newline and begins the next mark with one; both are no part of the words.
         words = "\n".join(block[:-1] if block and not block[-1] else block)
         model = next(agent.model for agent in agents if agent.id == agent_id)
@@ -430,41 +430,6 @@ def _transcript(path: Path, data: bytes) -> _Told:
         arm=arm,
         more=more,
     )
-
-
-def _marks(lines: Sequence[str]) -> list[tuple[int, int, str]]:
-    """Line, speaker's number and label of each mark. `Step 2:` within a message is none: a number has one label.
-
-    Raises:
-        LogError: who speaks under a number cannot be told.
-    """
-    for pattern in _MARKERS:
-        first = next((match for line in lines if line.strip() and (match := pattern.match(line))), None)
-        found = [
-            (place, int(match["number"]), match["label"])
-            for place, line in enumerate(lines)
-            if (match := pattern.match(line)) and (place == 0 or not lines[place - 1].strip())
-        ]
-        if first is None or not found:
-            continue
-        labels = {found[0][1]: found[0][2]}
-        for number in {number for _, number, _ in found} - labels.keys():
-            labels[number] = _label(number, Counter(label for _, own, label in found if own == number), found[0][2])
-        return [mark for mark in found if labels[mark[1]] == mark[2]]
-    return []
-
-
-def _label(number: int, times: Counter[str], first: str) -> str:
-    """The label of a number: that of the first speaker, as in `Claude 1` and `Claude 2`, or by far the commonest."""
-    (label, most), *others = times.most_common()
-    if times[first] * 2 >= most:
-        return first
-    if others and others[0][1] * 2 > most:
-        rival, often = others[0]
-        raise LogError(
-            f"who is {number} in it cannot be told: `{label} {number}` {most} times, `{rival} {number}` {often}"
-        )
-    return label
 
 
 # Writing

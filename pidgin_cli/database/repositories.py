@@ -40,6 +40,15 @@ class ExperimentRepository:
             raise NotFound(f"{experiment_id} is not in the database; run: pidgin import {experiment_id}")
         return found[0]
 
+    def hosts(self, experiment_id: str) -> list[str]:
+        """The machines that it ever ran on, as far as they are known."""
+        rows = self._ask(
+            "SELECT host FROM experiments WHERE experiment_id = $1 UNION SELECT data->>'$.host' FROM events "
+            "WHERE experiment_id = $1 AND event_type = 'ExperimentStartEvent'",
+            experiment_id,
+        )
+        return sorted(row["host"] for row in rows if row["host"])
+
     def arms(self, experiment_id: str) -> Rows:
         return self._ask("FROM arms WHERE experiment_id = ? ORDER BY arm", experiment_id)
 
@@ -150,6 +159,17 @@ class MetricsRepository:
             f"SELECT m.conversation_id, m.message_index, m.turn_number, m.agent_id, {self._columns('x', names)} "
             "FROM message_metrics x JOIN messages m USING (conversation_id, message_index) "
             "WHERE x.experiment_id = ? ORDER BY length(m.conversation_id), m.conversation_id, m.message_index",
+            experiment_id,
+        )
+
+    def turn_means(self, experiment_id: str, names: Sequence[str]) -> Rows:
+        """One row per conversation and turn: the mean of each of these metrics over its messages that have a value."""
+        means = ", ".join(f"avg(x.{name}) AS {name}" for name in map(quoted, names))
+        return self._ask(
+            f"SELECT m.conversation_id, m.turn_number, {means} "
+            "FROM message_metrics x JOIN messages m USING (conversation_id, message_index) "
+            "WHERE x.experiment_id = ? GROUP BY m.conversation_id, m.turn_number "
+            "ORDER BY length(m.conversation_id), m.conversation_id, m.turn_number",
             experiment_id,
         )
 

@@ -7,7 +7,7 @@ and from there into the reference page.
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import duckdb
@@ -457,11 +457,31 @@ def m004_triggers_of_interventions(con: duckdb.DuckDBPyConnection) -> None:
         con.execute(f"COMMENT ON COLUMN interventions.{name} IS {literal(meaning)}")
 
 
+def m005_attractors_found_after_the_run(con: duckdb.DuckDBPyConnection) -> None:
+    _table(
+        con,
+        "computed_attractors",
+        "One row per finding of the attractor detectors that is not in the record; the view `attractors` has all.",
+        """
+        conversation_id VARCHAR -- The conversation.
+        experiment_id VARCHAR -- The experiment.
+        turn_number BIGINT -- Counted from 1.
+        message_index BIGINT -- The message at which the detector became active.
+        detector VARCHAR -- Its name.
+        value DOUBLE -- What it measured.
+        threshold DOUBLE -- What that had to reach, or to fall below.
+        onset BIGINT -- The first message that belongs to what was found.
+        period BIGINT -- How many messages back the same was said; of inner loops, tokens of the phrase.
+        """,
+    )
+
+
 MIGRATIONS: tuple[Callable[[duckdb.DuckDBPyConnection], None], ...] = (
     m001_first_tables,
     m002_computed_metrics,
     m003_versions_of_metrics,
     m004_triggers_of_interventions,
+    m005_attractors_found_after_the_run,
 )
 """In the order in which they are applied; the number of those applied is the version of a database."""
 
@@ -480,6 +500,7 @@ CONVERSATION_TABLES = (
     "message_metrics",
     "turn_metrics",
     "computed_metrics",
+    "computed_attractors",
     "word_uses",
 )
 """Tables whose rows come from the log of one conversation, and are replaced together when it is read again."""
@@ -669,8 +690,8 @@ def _pointer(key: str) -> str:
 
 _EVENTS = {
     "attractors": (
-        "What the attractor detectors found while a conversation ran, one row per finding. `onset`: the first message "
-        "that belongs to it. Of records without live metrics, `state` and `state_onset` in `message_metrics` tell it.",
+        "What the attractor detectors found, one row per finding. `onset`: the first message that belongs to it. "
+        "`computed`: it was found after the run, in what the record has no live metrics of; then there is no `action`.",
         "AttractorEvent",
         {
             "turn_number": "BIGINT",
@@ -804,18 +825,24 @@ def _views(con: duckdb.DuckDBPyConnection) -> list[tuple[str, str, str]]:
             "invalid.",
             _conditions(con),
         ),
-        *(
-            (
-                name,
-                meaning,
-                "SELECT e.experiment_id, e.conversation_id, c.arm, e.seq, e.happened_at, "
-                f"unnest(from_json(e.data, {literal(json.dumps(fields))})) "
-                "FROM events e JOIN conversations c USING (experiment_id, conversation_id) "
-                f"WHERE e.event_type = {literal(kind)}",
-            )
-            for name, (meaning, kind, fields) in _EVENTS.items()
-        ),
+        *((name, meaning, _of_events(name, kind, fields)) for name, (meaning, kind, fields) in _EVENTS.items()),
     ]
+
+
+def _of_events(name: str, kind: str, fields: Mapping[str, str]) -> str:
+    told = (
+        "SELECT e.experiment_id, e.conversation_id, c.arm, e.seq, e.happened_at, "
+        f"unnest(from_json(e.data, {literal(json.dumps(fields))})) "
+        "FROM events e JOIN conversations c USING (experiment_id, conversation_id) "
+        f"WHERE e.event_type = {literal(kind)}"
+    )
+    if name != "attractors":
+        return told
+    return (
+        f"SELECT *, false AS computed FROM ({told}) UNION ALL BY NAME "
+        "SELECT x.*, c.arm, true AS computed FROM computed_attractors x "
+        "JOIN conversations c USING (experiment_id, conversation_id)"
+    )
 
 
 # What there is

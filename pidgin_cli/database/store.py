@@ -15,7 +15,7 @@ from pidgin_cli.core.errors import LogError, StoreError
 from pidgin_cli.eventlog.folder import ExperimentFolder, OutputRoot
 
 from .computed import Computed, write_computed
-from .importer import Imported, WordCounter, import_into
+from .importer import Imported, import_into
 from .repositories import (
     ConversationRepository,
     EventRepository,
@@ -25,6 +25,7 @@ from .repositories import (
     Rows,
 )
 from .schema import MIGRATIONS, MetricColumn, literal, make_views, set_up, version_of
+from .word_uses import WordCounter
 
 __all__ = ["FILE_NAME", "EventStore"]
 
@@ -49,8 +50,8 @@ class EventStore:
     ) -> None:
         """`metrics`: columns of `message_metrics` and `turn_metrics`. `words`: the tokeniser that fills `word_uses`."""
         self.path = root.experiments / FILE_NAME
+        self.words = words
         self._metrics = tuple(metrics)
-        self._words = words
         self._con: duckdb.DuckDBPyConnection | None = None
 
     # Reading
@@ -147,7 +148,7 @@ class EventStore:
                 con.execute("USE fresh")
                 set_up(con, self._metrics)
                 try:
-                    import_into(con, folder, live=live, metrics=self._metrics, words=self._words)
+                    import_into(con, folder, live=live, metrics=self._metrics, words=self.words)
                 except (LogError, OSError) as error:
                     raise StoreError(_first_line(error)) from error
                 con.execute(f"ATTACH {literal(str(self.path))} AS store (READ_ONLY, TYPE duckdb)")
@@ -192,7 +193,7 @@ class EventStore:
                         folder,
                         live=is_live(folder.experiment_id),
                         metrics=self._metrics,
-                        words=self._words,
+                        words=self.words,
                         again=again,
                     )
                 except (duckdb.Error, LogError, OSError) as error:

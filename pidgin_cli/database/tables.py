@@ -11,9 +11,12 @@ from typing import Any, Literal, NamedTuple
 
 import duckdb
 
+from pidgin_cli.eventlog.folder import slug
+
 from .repositories import Rows
 from .schema import CONVERSATION_TABLES, literal, quoted
 from .store import EventStore
+from .word_uses import WordCounter, count_words
 
 __all__ = ["TABLES", "WRITTEN", "Column", "Extract", "FileKind", "Scrub", "Table", "tables"]
 
@@ -80,19 +83,23 @@ class _Variable(NamedTuple):
     """Something that arms differ in, and the column that it has."""
 
     name: str
+    shown: str
     column: str
     type: str
 
 
-def tables(con: duckdb.DuckDBPyConnection, experiments: Sequence[str] | None = None) -> list[Table]:
+def tables(
+    con: duckdb.DuckDBPyConnection, experiments: Sequence[str] | None = None, scrub: Scrub | None = None
+) -> list[Table]:
     """All tables of some experiments (None: of all), for `con`, a connection of `EventStore.connect`.
 
-    What an experiment sweeps has a column `var_<name>` wherever there are conversations or what they consist of.
+    What an experiment sweeps has a column `var_<name>` wherever there are conversations or what they consist of;
+    `scrub` is done to these names.
     """
     chosen = "true"
     if experiments is not None:
         chosen = f"t.experiment_id IN ({', '.join(map(literal, experiments)) or 'NULL'})"
-    variables = _variables(con, chosen)
+    variables = _variables(con, chosen, scrub or str)
     columns: dict[str, list[Column]] = {}
     for table, *told in con.execute(
         "SELECT table_name, column_name, data_type, coalesce(comment, '') FROM duckdb_columns() "
@@ -107,7 +114,7 @@ def tables(con: duckdb.DuckDBPyConnection, experiments: Sequence[str] | None = N
     return [_table(name, meanings[name], columns, variables, chosen) for name in TABLES]
 
 
-def _variables(con: duckdb.DuckDBPyConnection, chosen: str) -> list[_Variable]:
+def _variables(con: duckdb.DuckDBPyConnection, chosen: str, scrub: Scrub) -> list[_Variable]:
     rows = con.execute(
         "SELECT v.key, list(DISTINCT v.type) FROM store.main.conversations t, json_each(t.variables) v "
         f"WHERE {chosen} AND v.type != 'NULL' GROUP BY v.key ORDER BY v.key"
@@ -115,13 +122,14 @@ def _variables(con: duckdb.DuckDBPyConnection, chosen: str) -> list[_Variable]:
     found: list[_Variable] = []
     taken: set[str] = set()
     for name, kinds in rows:
-        column = base = "var_" + (re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_") or "x")
+        shown = scrub(name)
+        column = base = "var_" + (re.sub(r"\W+", "_", shown, flags=re.ASCII).strip("_") or "x")
         number = 1
         while column.lower() in taken:
             number += 1
             column = f"{base}_{number}"
         taken.add(column.lower())
-        found.append(_Variable(name, column, _common(set(kinds))))
+        found.append(_Variable(name, shown, column, _common(set(kinds))))
     return found
 
 
@@ -186,7 +194,7 @@ def _table(
         for variable in variables:
             column = quoted(variable.column)
             select.append(f"try_cast(v.{column} AS {variable.type}) AS {column}")
-            found.append(Column(variable.column, variable.type, f"What arms differ in: {variable.name}."))
+            found.append(Column(variable.column, variable.type, f"What arms differ in: {variable.shown}."))
     source = _SOURCES.get(name, f"store.main.{name}")
     order = _ORDER.get(name) or f"t.experiment_id, {_BY_CONVERSATION}" + "".join(
         f", t.{column}" for column in _WITHIN if column in own
@@ -210,17 +218,17 @@ class Extract:
         try:
             self._con.execute("SET TimeZone = 'UTC'")
             self._con.execute("ATTACH ':memory:' AS extract")
-            self.tables = {table.name: table for table in tables(self._con, experiments)}
+            self.tables = {table.name: table for table in tables(self._con, experiments, scrub)}
             if scrub is None:
                 for table in self.tables.values():
                     self._con.execute(f"CREATE TABLE extract.main.{table.name} AS {table.sql}")
             else:
-                self._scrubbed(scrub)
+                self._scrubbed(scrub, store.words)
         except BaseException:
             self._con.close()
             raise
 
-    def _scrubbed(self, scrub: Scrub) -> None:
+    def _scrubbed(self, scrub: Scrub, words: WordCounter | None) -> None:
         self._con.execute("SET threads = 1")  # what numbers what it finds goes through the rows in their order
         for name, call, kind in (
             ("scrub", scrub, "VARCHAR"),
@@ -228,9 +236,35 @@ class Extract:
             ("scrub_list", lambda texts: [text and scrub(text) for text in texts], "VARCHAR[]"),
         ):
             self._con.create_function(name, call, [kind], kind, side_effects=True)
+        self._con.create_function("slug", slug, ["VARCHAR"], "VARCHAR")
         for table in self.tables.values():
-            columns = ", ".join(f"{_scrubbed_column(column)} AS {quoted(column.name)}" for column in table.columns)
+            if table.name == "word_uses":
+                self._count_words(table, words)
+                continue
+            columns = ", ".join(
+                f"{_scrubbed_column(table.name, column)} AS {quoted(column.name)}" for column in table.columns
+            )
             self._con.execute(f"CREATE TABLE extract.main.{table.name} AS SELECT {columns} FROM ({table.sql})")
+        # The name of a folder has the experiment's, cut up.
+        self._con.execute(
+            "UPDATE extract.main.experiments SET folder = concat_ws('_', 'experiment', experiment_id, "
+            "nullif(slug(name), ''), nullif(regexp_extract(folder, '[0-9]{8}$'), ''))"
+        )
+
+    def _count_words(self, table: Table, words: WordCounter | None) -> None:
+        """Words of the scrubbed messages. One by one they could not be scrubbed: a key in small letters is a word."""
+        said = "SELECT conversation_id, agent_id, message_index, content FROM extract.main.messages"
+        count_words(self._con, said, words or (lambda _: {}))
+        columns = ", ".join(
+            f"{'n' if column.name in _COUNTED else 'm'}.{quoted(column.name)}" for column in table.columns
+        )
+        told = [quoted(column.name) for column in table.columns if column.name not in _COUNTED]
+        # What goes with the words is scrubbed already, in the messages.
+        self._con.execute(
+            f"CREATE TABLE extract.main.word_uses AS SELECT {columns} FROM counted n JOIN "
+            f"(SELECT conversation_id, min(rowid) AS place, {', '.join(told)} FROM extract.main.messages "
+            "GROUP BY ALL) m USING (conversation_id) ORDER BY m.place, n.agent_id, n.kind, n.word"
+        )
 
     def __enter__(self) -> "Extract":
         return self
@@ -280,6 +314,9 @@ class Extract:
         return 0 if told is None else int(told[0])
 
 
+_COUNTED = ("conversation_id", "agent_id", "kind", "word", "uses", "messages")
+"""Columns of `word_uses` that are its own."""
+
 _BARE = ("BIGINT", "DOUBLE", "BOOLEAN")
 """Types whose values need no quotes in CSV."""
 
@@ -305,8 +342,10 @@ def _written(column: Column, kind: FileKind) -> str:
     return name
 
 
-def _scrubbed_column(column: Column) -> str:
+def _scrubbed_column(table: str, column: Column) -> str:
     name = quoted(column.name)
+    if (table, column.name) == ("damaged_lines", "beginning"):  # it may end within what is to be taken out
+        return f"CASE WHEN why = 'missing' THEN {name} END"
     if column.type == "VARCHAR":
         return f"scrub({name})"
     if column.type == "JSON":

@@ -127,7 +127,7 @@ def _columns(con: duckdb.DuckDBPyConnection, table: str) -> list[str]:
 
 def _changed(con: duckdb.DuckDBPyConnection, table: str) -> str:
     """A query for the conversations that have other rows in a table than a fresh import gives."""
-    if table == "computed_metrics":
+    if table in ("computed_metrics", "computed_attractors"):
         return "SELECT conversation_id FROM same WHERE false"
     instead = _NOT_COMPARED.get(table, {})
     columns = ", ".join(f"{instead.get(name, quoted(name))} AS {quoted(name)}" for name in _columns(con, table))

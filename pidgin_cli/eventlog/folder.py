@@ -9,9 +9,12 @@ import secrets
 import shutil
 import string
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import date
 from pathlib import Path
+
+import msgspec
+from msgspec import Struct
 
 from pidgin_cli.core.errors import LogError, NotFound, SpecError
 
@@ -30,6 +33,10 @@ def slug(name: str) -> str:
     """`name` as it may stand in a file name: ASCII letters, digits and hyphens, at most 60."""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:60].strip("-")
+
+
+class _Named(Struct):
+    name: str | None = None
 
 
 class ExperimentFolder:
@@ -55,6 +62,14 @@ class ExperimentFolder:
     def events(self) -> Path:
         """The log of the experiment itself."""
         return self.path / "experiment_events.jsonl"
+
+    def name(self) -> str | None:
+        """The name as it was given, from a file: the folder's own has only what `slug` leaves of it."""
+        for path in (self.manifest, self.events):
+            with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError), path.open("rb") as file:
+                # Of the log its first line, for a manifest that is missing or damaged.
+                return msgspec.json.decode(file.read() if path is self.manifest else file.readline(), type=_Named).name
+        return self.slug or None
 
     def log(self, conversation_id: str) -> Path:
         return self.path / f"conv_{conversation_id}_events.jsonl"
@@ -146,6 +161,14 @@ class OutputRoot:
         for _, path in sorted(found, reverse=True):
             yield ExperimentFolder(path)
 
+    def named(self, wanted: str) -> list[ExperimentFolder]:
+        """The experiments that are found by this name, newest first.
+
+        These are those with this very name; where there are none, those whose folders show it, as long as nothing but
+        capitals and blanks of `wanted` is missing there.
+        """
+        return _named(wanted, self.folders())
+
     def find(self, wanted: str) -> ExperimentFolder:
         """The experiment with this id, unique prefix of an id, name, folder, or conversation id.
 
@@ -160,8 +183,7 @@ class OutputRoot:
         for folder in folders:
             if folder.experiment_id == experiment_id:
                 return folder
-        named = [f for f in folders if f.slug and f.slug == slug(wanted)]
-        fitting = named or [f for f in folders if wanted and f.experiment_id.startswith(wanted)]
+        fitting = _named(wanted, folders) or [f for f in folders if wanted and f.experiment_id.startswith(wanted)]
         if len(fitting) == 1:
             return fitting[0]
         if fitting:
@@ -171,6 +193,22 @@ class OutputRoot:
         raise NotFound(f"no experiment {wanted!r} in {self.experiments}; the newest are {_listed(folders)}")
 
 
+def _named(wanted: str, folders: Iterable[ExperimentFolder]) -> list[ExperimentFolder]:
+    if not wanted.strip():
+        return []
+    plain = slug(wanted)
+    alike = [folder for folder in folders if folder.slug == plain]
+    same = [folder for folder in alike if _composed(folder.name() or "") == _composed(wanted)]
+    shown = bool(plain) and plain == "-".join(wanted.lower().split())
+    return same or (alike if shown else [])
+
+
+def _composed(name: str) -> str:
+    """A name in one spelling: an accent may be a letter of its own."""
+    return unicodedata.normalize("NFC", name)
+
+
 def _listed(folders: list[ExperimentFolder]) -> str:
-    shown = ", ".join(f.experiment_id + (f" ({f.slug})" if f.slug else "") for f in folders[:5])
+    names = [(folder.experiment_id, folder.name()) for folder in folders[:5]]
+    shown = ", ".join(experiment_id + (f" ({name})" if name else "") for experiment_id, name in names)
     return shown + (", …" if len(folders) > 5 else "")

@@ -1,4 +1,4 @@
-"""Replies that were paid for once and are given again for the same request.
+"""What was paid for once and is given again: the files it is kept in, and the replies.
 
 A cache is a convenience: when its file is broken, locked or cannot be written it is left out, with one warning, and
 the models are asked as if there were none.
@@ -11,6 +11,7 @@ import os
 import sqlite3
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing
 from datetime import UTC, datetime
@@ -38,7 +39,7 @@ from pidgin_cli.core.types import (
 
 from .base import Provider
 
-__all__ = ["CacheStats", "Cached", "ResponseCache", "cache_key", "default_cache_path"]
+__all__ = ["CacheFile", "CacheStats", "Cached", "OtherSchema", "ResponseCache", "cache_key", "default_cache_path"]
 
 SCHEMA_VERSION = 1
 """Of the table. An older file is emptied, a newer one is left alone."""
@@ -101,31 +102,140 @@ class CacheStats(Struct, frozen=True, kw_only=True):
     """What a cache holds, and what this process had from it."""
 
     path: str
+    kept: str = "replies"
+    """What its entries are: `replies` or `vectors`."""
     entries: int = 0
     bytes: int = 0
     """On disk."""
     hits: int = 0
     misses: int = 0
     oldest: datetime | None = None
-    """When the oldest reply was stored, UTC."""
+    """When the oldest entry was stored, UTC."""
     newest: datetime | None = None
     problem: str | None = None
     """Why the file cannot be used, if so."""
 
 
-class ResponseCache:
+class CacheFile(ABC):
+    """One SQLite file of a cache, as a person who looks at it or empties it sees it.
+
+    Its table has, beside what is kept, the columns `key` and `stored` (seconds since the epoch).
+    """
+
+    _name: ClassVar[str]
+    """In messages."""
+    kept: ClassVar[str]
+    """What its entries are: `replies` or `vectors`; the name of their table, too."""
+    _value: ClassVar[str]
+    """The column of what is kept."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.hits = 0
+        self.misses = 0
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close the file. It is opened again when it is used again."""
+
+    @abstractmethod
+    def _open(self, wait_s: float) -> sqlite3.Connection:
+        """A connection to the file, which is made where there is none. Raises sqlite3.Error or OSError."""
+
+    @abstractmethod
+    def _begin_anew(self) -> None:
+        """Forget what was wrong with the file."""
+
+    def stats(self) -> CacheStats:
+        """What is there now. Creates nothing; what is wrong with the file stands in `problem`."""
+        found = CacheStats(path=str(self.path), kept=self.kept, hits=self.hits, misses=self.misses)
+        try:
+            if not self.path.exists():
+                return found
+            with self._admin() as db:
+                told = db.execute(f"SELECT count(*), min(stored), max(stored) FROM {self.kept}")  # noqa: S608
+                entries, oldest, newest = told.fetchone()
+            return replace(found, entries=entries, bytes=self._disk_bytes(), oldest=_utc(oldest), newest=_utc(newest))
+        except (sqlite3.Error, OSError) as error:
+            return replace(found, bytes=self._disk_bytes(), problem=str(error))
+
+    def clear(self) -> int:
+        """Forget everything and say how many entries that were; a broken file is replaced. Raises StoreError."""
+        try:
+            if not self.path.exists():
+                return 0
+            try:
+                with self._admin() as db:
+                    removed = db.execute(f"DELETE FROM {self.kept}").rowcount  # noqa: S608
+                    _shrink(db)
+            except sqlite3.DatabaseError as error:
+                if not isinstance(error, OtherSchema) and _code(error) not in _BROKEN:
+                    raise
+                removed = 0
+                self.close()
+                for suffix in ("", "-wal", "-shm"):
+                    self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(f"the {self._name} {self.path} cannot be cleared: {error}") from error
+        self._begin_anew()
+        return removed
+
+    def prune(self, *, max_bytes: int | None = None, older_than_s: float | None = None) -> int:
+        """Forget what is older than so many seconds, then the oldest until the file has at most `max_bytes`.
+
+        Returns how many entries were forgotten. Raises StoreError.
+        """
+        removed = 0
+        try:
+            if not self.path.exists():
+                return 0
+            with self._admin() as db:
+                if older_than_s is not None:
+                    cut = time.time() - older_than_s
+                    old = db.execute(f"DELETE FROM {self.kept} WHERE stored < ?", (cut,))  # noqa: S608
+                    removed += old.rowcount
+                while max_bytes is not None and (over := _used_bytes(db) / max(max_bytes, 1)) > 1:
+                    gone = db.execute(
+                        _FORGET_OLDEST.format(kept=self.kept, value=self._value), {"share": 1 / over}
+                    ).rowcount
+                    if gone == 0:
+                        break
+                    removed += gone
+                _shrink(db)
+        except (sqlite3.Error, OSError) as error:
+            text = f"the {self._name} {self.path} cannot be pruned: {error}; `pidgin cache clear` starts a new one"
+            raise StoreError(text) from error
+        return removed
+
+    @contextlib.contextmanager
+    def _admin(self) -> Iterator[sqlite3.Connection]:
+        """A connection that waits for others as a person would."""
+        with contextlib.closing(self._open(ADMIN_WAIT_S)) as db:
+            db.isolation_level = None
+            yield db
+
+    def _disk_bytes(self) -> int:
+        found = 0
+        for suffix in ("", "-wal"):
+            with contextlib.suppress(OSError):
+                found += self.path.with_name(self.path.name + suffix).stat().st_size
+        return found
+
+
+class ResponseCache(CacheFile):
     """Finished replies by key, in one SQLite file that any number of processes use at once.
 
     `get` and `put` never raise: whatever is wrong with the file, the reply counts as not there. Nothing is opened or
     created before the first use. All methods may be called from any thread.
     """
 
+    _name = "response cache"
+    kept = "replies"
+    _value = "reply"
     _warned: ClassVar[set[Path]] = set()
 
     def __init__(self, path: Path | None = None) -> None:
-        self.path = path or default_cache_path()
-        self.hits = 0
-        self.misses = 0
+        super().__init__(path or default_cache_path())
         self._lock = threading.Lock()
         self._db: sqlite3.Connection | None = None
         self._off = False
@@ -153,68 +263,7 @@ class ResponseCache:
             row = (key, msgspec.msgpack.encode(response), time.time())
             self._try(lambda db: db.execute("INSERT OR REPLACE INTO replies VALUES (?, ?, ?)", row))
 
-    def stats(self) -> CacheStats:
-        """What is there now. Creates nothing; what is wrong with the file stands in `problem`."""
-        found = CacheStats(path=str(self.path), hits=self.hits, misses=self.misses)
-        try:
-            if not self.path.exists():
-                return found
-            with self._admin() as db:
-                entries, oldest, newest = db.execute(
-                    "SELECT count(*), min(stored), max(stored) FROM replies"
-                ).fetchone()
-            return replace(found, entries=entries, bytes=self._disk_bytes(), oldest=_utc(oldest), newest=_utc(newest))
-        except (sqlite3.Error, OSError) as error:
-            return replace(found, bytes=self._disk_bytes(), problem=str(error))
-
-    def clear(self) -> int:
-        """Forget everything and say how many replies that were; a broken file is replaced. Raises StoreError."""
-        try:
-            if not self.path.exists():
-                return 0
-            try:
-                with self._admin() as db:
-                    removed = db.execute("DELETE FROM replies").rowcount
-                    _shrink(db)
-            except sqlite3.DatabaseError as error:
-                if not isinstance(error, _OtherSchema) and _code(error) not in _BROKEN:
-                    raise
-                removed = 0
-                self.close()
-                for suffix in ("", "-wal", "-shm"):
-                    self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
-        except (sqlite3.Error, OSError) as error:
-            raise StoreError(f"the response cache {self.path} cannot be cleared: {error}") from error
-        self._off = self._read_only = False
-        self._paused_until = 0.0
-        return removed
-
-    def prune(self, *, max_bytes: int | None = None, older_than_s: float | None = None) -> int:
-        """Forget what is older than so many seconds, then the oldest until the file has at most `max_bytes`.
-
-        Returns how many replies were forgotten. Raises StoreError.
-        """
-        removed = 0
-        try:
-            if not self.path.exists():
-                return 0
-            with self._admin() as db:
-                if older_than_s is not None:
-                    cut = time.time() - older_than_s
-                    removed += db.execute("DELETE FROM replies WHERE stored < ?", (cut,)).rowcount
-                while max_bytes is not None and (over := _used_bytes(db) / max(max_bytes, 1)) > 1:
-                    gone = db.execute(_FORGET_OLDEST, {"share": 1 / over}).rowcount
-                    if gone == 0:
-                        break
-                    removed += gone
-                _shrink(db)
-        except (sqlite3.Error, OSError) as error:
-            text = f"the response cache {self.path} cannot be pruned: {error}; `pidgin cache clear` starts a new one"
-            raise StoreError(text) from error
-        return removed
-
     def close(self) -> None:
-        """Close the file. It is opened again when it is used again."""
         with self._lock:
             db, self._db = self._db, None
             if db is not None:
@@ -248,6 +297,10 @@ class ResponseCache:
             self._warned.add(self.path)
             _log.warning("the response cache %s %s; `pidgin cache clear` starts a new one", self.path, what)
 
+    def _begin_anew(self) -> None:
+        self._off = self._read_only = False
+        self._paused_until = 0.0
+
     def _open(self, wait_s: float) -> sqlite3.Connection:
         # The replies may be private: others than the owner have no way into a folder that is made here.
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -256,36 +309,23 @@ class ResponseCache:
             if _version(db) < SCHEMA_VERSION:
                 _create(db, wait_s)
             if _version(db) > SCHEMA_VERSION:
-                raise _OtherSchema("it was written by a newer Pidgin")
+                raise OtherSchema("it was written by a newer Pidgin")
             db.execute("PRAGMA synchronous = NORMAL")
         except BaseException:
             db.close()
             raise
         return db
 
-    @contextlib.contextmanager
-    def _admin(self) -> Iterator[sqlite3.Connection]:
-        """A connection that waits for others as a person would."""
-        with contextlib.closing(self._open(ADMIN_WAIT_S)) as db:
-            yield db
 
-    def _disk_bytes(self) -> int:
-        found = 0
-        for suffix in ("", "-wal"):
-            with contextlib.suppress(OSError):
-                found += self.path.with_name(self.path.name + suffix).stat().st_size
-        return found
-
-
-class _OtherSchema(sqlite3.DatabaseError):
-    pass
+class OtherSchema(sqlite3.DatabaseError):
+    """The file is a newer Pidgin's."""
 
 
 _FORGET_OLDEST = """
-DELETE FROM replies WHERE key IN (
+DELETE FROM {kept} WHERE key IN (
     SELECT key FROM (
-        SELECT key, sum(length(reply)) OVER (ORDER BY stored DESC, key) AS up_to_here FROM replies
-    ) WHERE up_to_here > :share * (SELECT sum(length(reply)) FROM replies)
+        SELECT key, sum(length({value})) OVER (ORDER BY stored DESC, key) AS up_to_here FROM {kept}
+    ) WHERE up_to_here > :share * (SELECT sum(length({value})) FROM {kept})
 )
 """
 

@@ -13,10 +13,10 @@ import sqlite3
 import time
 from array import array
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from pidgin_cli.core.errors import (
     ContextLengthExceeded,
@@ -28,17 +28,12 @@ from pidgin_cli.core.errors import (
 from pidgin_cli.core.types import Retries, Timeouts
 
 from .base import Embedded, Embeds
-from .cache import default_cache_path
+from .cache import CacheFile, OtherSchema, default_cache_path
 from .registry import PROVIDERS, ProviderInfo, address
+from .validation import Vector, checked_vectors, token_count
 from .wrappers import Sleep, retry_wait
 
-__all__ = ["OFFLINE", "EmbeddingModel", "VectorCache", "check_choice", "open_model"]
-
-if TYPE_CHECKING:
-    Vector = array[float]
-else:
-    Vector = array  # which takes no parameter before Python 3.12
-"""In single precision, which is what the APIs compute in: vectors from the cache equal those that were sent."""
+__all__ = ["OFFLINE", "EmbeddingModel", "VectorCache", "cached_vectors", "check_choice", "open_model"]
 
 OFFLINE = "wordllama"
 """The model that needs no server: its weights come with its package, in the extra `embeddings`."""
@@ -52,6 +47,8 @@ BATCH_CHARS = 100_000
 KEY_VERSION = 1
 """Raised when the same request begins to mean something else."""
 SCHEMA_VERSION = 1
+LOCK_WAIT_S = 5.0
+"""At most so long another process is waited for."""
 _KEYS_AT_ONCE = 500
 
 _log = logging.getLogger(__name__)
@@ -97,7 +94,7 @@ def open_model(choice: str, *, cache: "VectorCache | None" = None, sleep: Sleep 
     check_choice(choice)
     cache = VectorCache() if cache is None else cache
     if choice == OFFLINE:
-        return EmbeddingModel(_WordLlama(), _OFFLINE_MODEL, f"package {version(OFFLINE)}", cache=cache, sleep=sleep)
+        return EmbeddingModel(_WordLlama(), _OFFLINE_MODEL, _offline_place(), cache=cache, sleep=sleep)
     info = PROVIDERS[choice.partition(":")[0]]
     make: Any = _adapter(info)
     return EmbeddingModel(make(Timeouts(), info), choice, address(info) or "", cache=cache, sleep=sleep)
@@ -177,7 +174,7 @@ class EmbeddingModel:
         Raises:
             ProviderError: the model cannot be asked.
         """
-        keys = {text: self._key(text) for text in texts if text.strip()}
+        keys = _keys(self.model_id, self._place, texts)
         found: dict[str, Vector | None] = dict(self._cache.get(keys))
         todo = [text for text in keys if text not in found]
         self.spent = self.spent._replace(cached=self.spent.cached + len(found))
@@ -185,17 +182,21 @@ class EmbeddingModel:
         for batch in _batches(todo):
             progress(done, len(todo))
             new = dict(zip(batch, await self._ask(batch), strict=True))
+            self._check_lengths([*found.values(), *new.values()])
             self._cache.put({keys[text]: vector for text, vector in new.items() if vector is not None})
             found |= new
             done += len(batch)
-        sizes = {len(vector) for vector in found.values() if vector is not None}
-        if len(sizes) > 1:
-            raise ProviderUnavailable(f"{self.model_id} gave vectors of different lengths: {sorted(sizes)}")
+        self._check_lengths([*found.values()])
         return [found.get(text) for text in texts]
 
-    def _key(self, text: str) -> bytes:
-        told = json.dumps([KEY_VERSION, self.model_id, self._place, hashlib.sha256(_utf8(text)).hexdigest()])
-        return hashlib.blake2b(told.encode(), digest_size=20).digest()
+    def _check_lengths(self, vectors: Sequence[Vector | None]) -> None:
+        sizes = {len(vector) for vector in vectors if vector is not None}
+        if len(sizes) > 1:
+            raise ProviderUnavailable(
+                f"{self.model_id} gave vectors of different lengths: {sorted(sizes)}; if the model has changed, "
+                "`pidgin cache clear` forgets those that were kept",
+                provider=self.model_id.partition(":")[0],
+            )
 
     async def _ask(self, texts: Sequence[str]) -> list[Vector | None]:
         try:
@@ -206,15 +207,12 @@ class EmbeddingModel:
                 return [None]
             half = len(texts) // 2
             return await self._ask(texts[:half]) + await self._ask(texts[half:])
-        if len(embedded.vectors) != len(texts):
-            raise ProviderUnavailable(
-                f"{self.model_id} gave {len(embedded.vectors)} vectors for {len(texts)} texts; it may be no "
-                "embedding model"
-            )
+        found = checked_vectors(embedded.vectors, len(texts), self.model_id)
+        used = token_count(embedded.tokens, "the count of tokens", self.model_id.partition(":")[0])
         spent = self.spent
-        tokens = None if spent.tokens is None or embedded.tokens is None else spent.tokens + embedded.tokens
+        tokens = None if spent.tokens is None or used is None else spent.tokens + used
         self.spent = spent._replace(sent=spent.sent + len(texts), tokens=tokens)
-        return [array("f", vector) for vector in embedded.vectors]
+        return [*found]
 
     async def _attempts(self, texts: Sequence[str]) -> Embedded:
         model = self.model_id.partition(":")[2]
@@ -242,6 +240,44 @@ class EmbeddingModel:
         self._cache.close()
 
 
+def cached_vectors(model_id: str, texts: Sequence[str]) -> list[Vector | None]:
+    """What this user's cache holds of texts by a model; nobody is asked. None: it is not there, or the text is blank.
+
+    Args:
+        model_id: as `EmbeddingModel.model_id` gives it.
+    """
+    provider = model_id.partition(":")[0]
+    if provider == OFFLINE:
+        with contextlib.suppress(PackageNotFoundError):
+            return _cached(model_id, _offline_place(), texts)
+    elif info := PROVIDERS.get(provider):
+        return _cached(model_id, address(info) or "", texts)
+    return [None] * len(texts)
+
+
+def _cached(model_id: str, place: str, texts: Sequence[str]) -> list[Vector | None]:
+    cache = VectorCache()
+    try:
+        found = cache.get(_keys(model_id, place, texts))
+    finally:
+        cache.close()
+    return [found.get(text) for text in texts]
+
+
+def _keys(model_id: str, place: str, texts: Sequence[str]) -> dict[str, bytes]:
+    """Of all texts but blank ones, for `VectorCache`."""
+    return {text: _key(model_id, place, text) for text in texts if text.strip()}
+
+
+def _key(model_id: str, place: str, text: str) -> bytes:
+    told = json.dumps([KEY_VERSION, model_id, place, hashlib.sha256(_utf8(text)).hexdigest()])
+    return hashlib.blake2b(told.encode(), digest_size=20).digest()
+
+
+def _offline_place() -> str:
+    return f"package {version(OFFLINE)}"
+
+
 def _utf8(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
@@ -258,15 +294,19 @@ def _batches(texts: Sequence[str]) -> list[list[str]]:
     return found
 
 
-class VectorCache:
+class VectorCache(CacheFile):
     """Vectors by key, in one SQLite file. It holds no text.
 
     A convenience: a file that is broken, locked or read-only is left out, with one warning.
     """
 
+    _name = "embedding cache"
+    kept = "vectors"
+    _value = "vector"
+
     def __init__(self, path: Path | None = None) -> None:
         """`path`: None: `embeddings.db` beside the cache of replies."""
-        self.path = path or default_cache_path().with_name("embeddings.db")
+        super().__init__(path or default_cache_path().with_name("embeddings.db"))
         self._db: sqlite3.Connection | None = None
         self._off = False
 
@@ -284,6 +324,8 @@ class VectorCache:
                 with contextlib.suppress(ValueError):  # cut short; it is asked for again
                     vector.frombytes(data)
                     found[name] = vector
+        self.hits += len(found)
+        self.misses += len(keys) - len(found)
         return found
 
     def put(self, vectors: "dict[bytes, Vector]") -> None:
@@ -304,23 +346,28 @@ class VectorCache:
             return []
         try:
             if self._db is None:
-                self._db = self._open()
+                self._db = self._open(LOCK_WAIT_S)
             with self._db:
                 if sql.startswith("SELECT"):
                     return [row for values in rows for row in self._db.execute(sql, values)]
                 self._db.executemany(sql, rows)
         except (sqlite3.Error, OSError) as error:
             self._off = True
-            _log.warning("the embedding cache %s is left out (%s)", self.path, error)
+            _log.warning(
+                "the embedding cache %s is left out (%s); `pidgin cache clear` starts a new one", self.path, error
+            )
         return []
 
-    def _open(self) -> sqlite3.Connection:
+    def _begin_anew(self) -> None:
+        self._off = False
+
+    def _open(self, wait_s: float) -> sqlite3.Connection:
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        db = sqlite3.connect(self.path)
+        db = sqlite3.connect(self.path, timeout=wait_s)
         try:
             (found,) = db.execute("PRAGMA user_version").fetchone()
             if found > SCHEMA_VERSION:
-                raise sqlite3.DatabaseError("it was written by a newer Pidgin")
+                raise OtherSchema("it was written by a newer Pidgin")
             with db:
                 db.execute("CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB, stored REAL)")
                 db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")

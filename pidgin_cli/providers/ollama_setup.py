@@ -12,19 +12,23 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from pidgin_cli.core.errors import ProviderUnavailable
 
 from .registry import PROVIDERS, ProviderInfo, address
-from .wire import bad_address, one_line
+from .wire import address_source, bad_address, one_line
+
+if TYPE_CHECKING:
+    import httpx
 
 __all__ = [
     "DOWNLOAD_PAGE",
     "Place",
     "StartedServer",
     "ensure_running",
+    "found_instead",
     "install_command",
     "is_here",
     "is_installed",
@@ -119,11 +123,14 @@ async def ensure_running(
         The server that was started; None when one was running.
 
     Raises:
-        ProviderUnavailable: it does not run and was not, or could not be, started. The text says what to type.
+        ProviderUnavailable: it does not run and was not, or could not be, started, or something else has its address.
+            The text says what to type.
     """
     if await is_running(info):
         return None
     at = place(info)
+    if (instead := await found_instead(info)) is not None:
+        raise ProviderUnavailable(instead, provider=info.name)
     if not is_here(info):
         raise ProviderUnavailable(f"Ollama does not answer at {at.netloc}", provider=info.name)
     if not is_installed():
@@ -181,14 +188,36 @@ async def start_server(
 
 async def is_running(info: ProviderInfo = PROVIDERS["ollama"], timeout_s: float = 5.0) -> bool:
     """Whether an Ollama server answers at its address."""
+    answer = await _ask(info, timeout_s)
+    return answer is not None and _is_ollamas(answer)
+
+
+async def found_instead(info: ProviderInfo = PROVIDERS["ollama"], timeout_s: float = 5.0) -> str | None:
+    """What answers at Ollama's address in its place, such as the page of a proxy; None: Ollama does, or nobody."""
+    answer = await _ask(info, timeout_s)
+    if answer is None or _is_ollamas(answer):
+        return None
+    said = one_line("".join(c if c.isprintable() else " " for c in answer.text))
+    what = f"(status {answer.status_code}){f': {said}' if said else ''}"
+    return f"what answers at {place(info).netloc} is not Ollama {what}; {address_source(info)} says where Ollama is"
+
+
+async def _ask(info: ProviderInfo, timeout_s: float) -> "httpx.Response | None":
+    """What the server says of its version; None where there is no HTTP server."""
     import httpx
 
     at = place(info)
     try:
         async with httpx.AsyncClient(timeout=timeout_s, trust_env=not is_here(info)) as client:
-            answer = await client.get(f"{at.url}/api/version")
-            return answer.is_success and "version" in answer.json()
+            return await client.get(f"{at.url}/api/version")
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, TypeError):
+        return None
+
+
+def _is_ollamas(answer: "httpx.Response") -> bool:
+    try:
+        return answer.is_success and "version" in answer.json()
+    except (ValueError, TypeError, RecursionError):
         return False
 
 

@@ -198,8 +198,8 @@ class OpenAIProvider:
         with self._translating():
             # Not every server knows base64, which the SDK would ask for.
             found = await self._client.embeddings.create(model=model, input=list(texts), encoding_format="float")
-            in_order = sorted(found.data, key=lambda each: each.index)
-            return Embedded([each.embedding for each in in_order], getattr(found.usage, "prompt_tokens", None))
+            tokens = getattr(getattr(found, "usage", None), "prompt_tokens", None)
+            return Embedded(_in_order(getattr(found, "data", found)), tokens)
 
     async def served_models(self) -> list[str]:
         """Names of the models that the server has."""
@@ -220,6 +220,19 @@ class OpenAIProvider:
             translated = translate(exc, *self._secrets)
             translated.provider = self._info.name
             raise translated from exc
+
+
+def _in_order(data: Any) -> Any:
+    """The vectors as their indices say; whatever else the server sent as it is."""
+    if not isinstance(data, list):
+        return data
+    indices: list[Any] = [getattr(each, "index", None) for each in data]
+    if all(index is None for index in indices):  # not every server has them
+        indices = list(range(len(data)))
+    if any(type(index) is not int for index in indices) or sorted(indices) != list(range(len(data))):
+        raise ProviderUnavailable(f"the server sent {len(data)} vectors with other indices than 0 to {len(data) - 1}")
+    vectors = dict(zip(indices, (getattr(each, "embedding", each) for each in data), strict=True))
+    return [vectors[index] for index in range(len(data))]
 
 
 def translate(exc: Exception, *secrets: str) -> ProviderError:

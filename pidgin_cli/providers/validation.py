@@ -1,14 +1,25 @@
-"""What the pieces of a reply have to be made of, before anything counts, shows or records them.
+"""What the pieces of a reply, and vectors, have to be made of, before anything counts, shows or records them.
 
 The SDKs build their values unchecked: where a server sends a number in place of a text, a number comes out.
 """
+
+import math
+from array import array
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from pidgin_cli.core.errors import ProviderUnavailable
 from pidgin_cli.core.types import Delta, Finish, TextDelta, ThinkingDelta, ToolCallDelta, UsageDelta
 
-__all__ = ["MOST_TOKENS", "checked", "token_count"]
+__all__ = ["MOST_TOKENS", "Vector", "checked", "checked_vectors", "token_count"]
+
+if TYPE_CHECKING:
+    Vector = array[float]
+else:
+    Vector = array  # which takes no parameter before Python 3.12
+"""In single precision, which is what the APIs compute in: vectors from the cache equal those that were sent."""
 
 MOST_TOKENS = 2**63 - 1
 """The largest count that the database can hold."""
@@ -65,6 +76,41 @@ def token_count(value: object, what: str, provider: str) -> int | None:
         return int(value)
     is_short = isinstance(value, float) or (type(value) is int and abs(value) < 10**20)
     raise _sent(str(value) if is_short else _kind(value), what, provider)
+
+
+def checked_vectors(vectors: object, count: int, model_id: str) -> list[Vector]:
+    """`vectors` as one vector for each of `count` texts.
+
+    Raises:
+        ProviderUnavailable: they are others in number, or one is no list of finite numbers of the others' length.
+    """
+    provider = model_id.partition(":")[0]
+    if isinstance(vectors, str | bytes) or not isinstance(vectors, Sequence):
+        raise _sent(_kind(vectors), "the list of vectors", provider)
+    if len(vectors) != count:
+        what = f"{model_id} gave {len(vectors)} vectors for {count} texts; it may be no embedding model"
+        raise ProviderUnavailable(what, provider=provider)
+    found = [_vector(each, provider) for each in vectors]
+    if len(sizes := {len(vector) for vector in found}) > 1:
+        what = f"{model_id} gave vectors of different lengths: {sorted(sizes)}"
+        raise ProviderUnavailable(what, provider=provider)
+    return found
+
+
+def _vector(numbers: object, provider: str) -> Vector:
+    if isinstance(numbers, str | bytes) or not isinstance(numbers, Sequence) or not numbers:
+        raise _sent("an empty list" if isinstance(numbers, list) else _kind(numbers), "a vector", provider)
+    for each in numbers:
+        if isinstance(each, bool) or not isinstance(each, int | float):
+            raise _sent(_kind(each), "a number of a vector", provider)
+    try:
+        vector = array("f", numbers)
+    except OverflowError:
+        raise _sent("a very large number", "a number of a vector", provider) from None
+    for each, kept in zip(numbers, vector, strict=True):
+        if not math.isfinite(kept):
+            raise _sent("a very large number" if math.isfinite(each) else str(each), "a number of a vector", provider)
+    return vector
 
 
 def _check_text(value: object, what: str, provider: str) -> None:

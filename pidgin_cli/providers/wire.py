@@ -28,6 +28,7 @@ from .registry import ProviderInfo, address, missing_key
 
 __all__ = [
     "CUT_OFF",
+    "address_source",
     "api_key",
     "arguments_of",
     "bad_address",
@@ -72,8 +73,12 @@ def base_url(info: ProviderInfo) -> str:
 def bad_address(info: ProviderInfo, example: str) -> SpecError:
     """The error for an address that is none, which names where it was set."""
     # The address is not quoted: people put passwords into them.
-    source = info.base_url_env if os.environ.get(info.base_url_env or "") else f"base_url of {info.name}"
-    return SpecError(f"{source} is not an address like {example}; correct or unset it")
+    return SpecError(f"{address_source(info)} is not an address like {example}; correct or unset it")
+
+
+def address_source(info: ProviderInfo) -> str:
+    """What says where a provider's server is: the variable where it is set, else the settings."""
+    return str(info.base_url_env) if os.environ.get(info.base_url_env or "") else f"base_url of {info.name}"
 
 
 def api_key(info: ProviderInfo) -> str:

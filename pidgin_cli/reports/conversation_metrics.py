@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from pidgin_cli.core.errors import LogError, SpecError
-from pidgin_cli.core.events import ConversationStartEvent, MessageCompleteEvent, TurnCompleteEvent
+from pidgin_cli.core.events import AttractorEvent, ConversationStartEvent, MessageCompleteEvent, TurnCompleteEvent
 from pidgin_cli.eventlog.folder import OutputRoot
 from pidgin_cli.eventlog.log import read_record
 from pidgin_cli.metrics.catalogue import Value, message_metrics
@@ -59,6 +59,8 @@ class LiveMetrics(NamedTuple):
     """By turn number."""
     conversation: Mapping[str, Any]
     """Of all of it."""
+    attractors: tuple[Mapping[str, Any], ...] = ()
+    """What detectors found that the record does not tell, as `Computed` has it."""
     missing: str | None = None
     """Why there are none."""
 
@@ -74,19 +76,26 @@ def of_record(task: RecordTask) -> LiveMetrics:
         events = read_record(task.log).events
         whole, missing = task.lineage(task.root, events)
         if missing is not None:
-            return LiveMetrics({}, {}, {}, missing)
+            return LiveMetrics({}, {}, {}, missing=missing)
         start = next(event for event in whole if isinstance(event, ConversationStartEvent))
         watcher = Watcher(ConversationSpec.from_json(start.spec), task.names, task.opening)
     except (LogError, SpecError, ValueError, KeyError, StopIteration, msgspec.MsgspecError) as error:
-        return LiveMetrics({}, {}, {}, f"the record cannot be taken in again: {error}")
+        return LiveMetrics({}, {}, {}, missing=f"the record cannot be taken in again: {error}")
     own = {event.message_index for event in events if isinstance(event, MessageCompleteEvent)}
     wanted = own - task.recorded
+    told = {(event.message_index, event.detector) for event in events if isinstance(event, AttractorEvent)}
+    attractors: list[Mapping[str, Any]] = []
     found = LiveMetrics({}, {}, {})
     for event in whole:
         if isinstance(event, MessageCompleteEvent):
-            watcher.take(event)
+            step = watcher.take(event)
             index = event.message_index
             if index in wanted:
+                attractors += (
+                    {"turn_number": event.turn_number, **msgspec.structs.asdict(firing)}
+                    for firing in step.fired
+                    if (index, firing.detector) not in told
+                )
                 found.messages[index] = names | watcher.turn_metrics(event.turn_number)["messages"][str(index)]
         elif isinstance(event, TurnCompleteEvent) and not event.metrics and event.convergence is None:
             found.turns[event.turn_number] = {
@@ -94,4 +103,4 @@ def of_record(task: RecordTask) -> LiveMetrics:
                 "detectors": watcher.detectors(),
                 "pairs": watcher.turn_metrics(event.turn_number)["turn"],
             }
-    return found._replace(conversation=watcher.conversation_metrics())
+    return found._replace(conversation=watcher.conversation_metrics(), attractors=tuple(attractors))

@@ -12,12 +12,15 @@ import altair as alt
 import msgspec
 import vl_convert
 
-__all__ = ["COLOURS", "Rows", "colour", "for_file", "for_page", "png", "svg"]
+__all__ = ["COLOURS", "DIVERGING", "Rows", "colour", "for_file", "for_page", "png", "svg"]
 
 Rows = Sequence[Mapping[str, Any]]
 
 COLOURS = ["#3a86c8", "#d9660f", "#189a74", "#c4679f", "#b58900", "#56a5d8", "#8a6fd1", "#8a8f98"]
 """Told apart by colour-blind people, and legible on white and on near-black."""
+
+DIVERGING = ["#1f78c8", "#8a8f982e", "#d9660f"]
+"""Below, at and above what values are held against; in the middle whatever is behind shines through."""
 
 _FONT = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', sans-serif"
 _TEXT = {"labelColor": "currentColor", "titleColor": "currentColor", "labelFont": _FONT, "titleFont": _FONT}

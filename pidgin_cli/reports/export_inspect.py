@@ -19,6 +19,8 @@ from typing import Any
 from pidgin_cli.database.tables import Extract
 from pidgin_cli.eventlog.folder import slug
 
+from .counted import why_left_out
+
 __all__ = ["SCORES", "write_logs"]
 
 VERSION = 2
@@ -41,6 +43,7 @@ _UNKNOWN = datetime(1970, 1, 1)  # noqa: DTZ001 - as the database has times
 
 _SCHEMA = {
     "logs": "Inspect's log format, version 2 (.eval): one log per arm, one sample per conversation.",
+    "results": "Means and standard errors over the complete and valid conversations; the others are unscored.",
     "task_args": "What the arms differ in.",
     "model_roles": "The agents' models as they began in the arm's first conversation; events have those of each.",
     "samples": {
@@ -53,7 +56,7 @@ _SCHEMA = {
         "events": "Per message a model event whose role is the agent; its input is what was said since its last one.",
         "scores": "Totals, the last convergence, and means of metrics over messages; none where there is no value.",
         "metadata": "The row of the table conversations.",
-        "invalidation": "Present where the conversation is invalid, with the reasons; it enters no mean.",
+        "invalidation": "Present where the conversation is invalid, with the reasons.",
     },
 }
 
@@ -208,7 +211,11 @@ class _Arm:
         variables = next((row["variables"] for row in self._conversations if row["variables"]), None)
         first = self._conversations[0]["conversation_id"]
         agents = self._extract.rows("FROM extract.main.agents WHERE conversation_id = ? ORDER BY seat", first)
-        invalid = {row["conversation_id"] for row in self._conversations if row["invalid"]}
+        left_out = {
+            row["conversation_id"]
+            for row in self._conversations
+            if why_left_out(row["status"], row["invalid_reasons"] or ()) is not None
+        }
         header: dict[str, Any] = {
             "version": VERSION,
             "status": status,
@@ -244,14 +251,14 @@ class _Arm:
             "results": {
                 "total_samples": len(summaries),
                 "completed_samples": sum(1 for row in self._conversations if row["status"] == "completed"),
-                "scores": _results(summaries, invalid),
+                "scores": _results(summaries, left_out),
             },
             "stats": {
                 "started_at": _time(began),
                 "completed_at": _time(ended) if ended else "",
                 **{kind: {name: dict(count) for name, count in of.items()} for kind, of in usage.items()},
             },
-            "invalidated": bool(invalid),
+            "invalidated": any(row["invalid"] for row in self._conversations),
         }
         if failed:
             told = f"all {len(errors)} conversations failed, the first with: {errors[0]}"
@@ -259,13 +266,14 @@ class _Arm:
         return header
 
 
-def _results(summaries: Sequence[Mapping[str, Any]], invalid: set[str]) -> list[dict[str, Any]]:
+def _results(summaries: Sequence[Mapping[str, Any]], left_out: set[str]) -> list[dict[str, Any]]:
+    """Means and standard errors over the conversations that statistics count."""
     found = []
     for name in SCORES:
         values = [
             float(summary["scores"][name]["value"])
             for summary in summaries
-            if name in summary["scores"] and summary["id"] not in invalid
+            if name in summary["scores"] and summary["id"] not in left_out
         ]
         if not values:
             continue

@@ -1,5 +1,6 @@
 """What texts lose before they leave the house, where that is asked for: keys, e-mail addresses, paths, machines."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -7,10 +8,12 @@ from functools import partial
 
 __all__ = ["RULES", "Redactor"]
 
+# In JSON or a program within a text, a line may end in a backslash and an n: what follows begins there all the same.
+_ESCAPED = r"(?<=\\[bfnrt])"
 _KEY = re.compile(
     r"""
     -----BEGIN\ [A-Z ]*PRIVATE\ KEY-----.*?(?:-----END\ [A-Z ]*PRIVATE\ KEY-----|\Z)
-    | (?<![A-Za-z0-9])(?:
+    | (?:(?<![A-Za-z0-9])|(?<=\\[bfnrt]))(?:
         sk-[A-Za-z0-9_-]{16,}                     # OpenAI, Anthropic, OpenRouter, DeepSeek
         | (?:xai-|gsk_|hf_|r8_|pplx-|nvapi-|tgp_v1_|csk-|fw_)[A-Za-z0-9_-]{16,}
         | AIza[A-Za-z0-9_-]{30,}                  # Google
@@ -24,11 +27,13 @@ _KEY = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 # It can begin at one place of a run of letters only: otherwise a long text would be searched from each of its letters.
-_EMAIL = re.compile(r"(?<![\w.+%-])[\w.+%-]+@(?:[\w-]+\.)+[^\W\d_]{2,}")
+_EMAIL = re.compile(
+    rf"(?:(?<![\w.+%-])(?!(?<=\\)[bfnrt])|{_ESCAPED})[\w.+%-]+@(?:[\w-]+\.)+[^\W\d_]{{2,}}",
+)
 _PATH_END = r"[^\s\"'`<>|;:,*?()\[\]{}]*"
 _PATH = re.compile(
-    rf"(?:(?<![\w.~/-])|(?<=file://))/(?:home|Users|root)(?=/|\b){_PATH_END}"
-    rf"|(?<!\w)[A-Za-z]:[\\/]{{1,2}}(?:Users|Documents\ and\ Settings)\b{_PATH_END}"
+    rf"(?:(?<![\w.~/-])|(?<=file://)|{_ESCAPED})/(?:home|Users|root)(?=/|\b){_PATH_END}"
+    rf"|(?:(?<!\w)|{_ESCAPED})[A-Za-z]:[\\/]{{1,4}}(?:Users|Documents\ and\ Settings)\b{_PATH_END}"
 )
 _HOST = re.compile(
     r"(?<![\d.])(?:10(?:\.\d{1,3}){3}|192\.168(?:\.\d{1,3}){2}|172\.(?:1[6-9]|2\d|3[01])(?:\.\d{1,3}){2})(?![\d.])"
@@ -68,7 +73,7 @@ class Redactor:
             ("email", _EMAIL),
             ("path", _literals("path", (folder.rstrip("/") for folder in folders), after=rf"(?![\w.-]){_PATH_END}")),
             ("path", _PATH),
-            ("host", _literals("host", named, r"(?<![\w.-])", r"(?![\w-])")),
+            ("host", _literals("host", named, rf"(?:(?<![\w.-])|{_ESCAPED})", r"(?![\w-])")),
             ("host", _literals("host_alone", named, r"\A", r"\Z")),
             ("host", _HOST),
         ]
@@ -89,5 +94,7 @@ class Redactor:
 
 
 def _literals(rule: str, texts: Iterable[str], before: str = "", after: str = "") -> re.Pattern[str] | None:
-    long = sorted({text for text in texts if len(text) >= _SHORTEST[rule]}, key=len, reverse=True)
+    wanted = {text for text in texts if len(text) >= _SHORTEST[rule]}
+    wanted |= {json.dumps(text)[1:-1] for text in wanted} | {text.replace("/", "\\/") for text in wanted}
+    long = sorted(wanted, key=len, reverse=True)
     return re.compile(f"{before}(?:{'|'.join(map(re.escape, long))}){after}") if long else None

@@ -4,10 +4,13 @@ The conversation is the unit: means go over conversations, intervals draw conver
 where there is too much to see; the tables are always whole.
 """
 
+import contextlib
 import csv
 import io
+import itertools
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from statistics import fmean, median
 from typing import Any, Literal, NamedTuple
 
@@ -15,21 +18,32 @@ import altair as alt
 import numpy as np
 from numpy.typing import NDArray
 
+from pidgin_cli.conversation.setup import ensure_person_settings
+from pidgin_cli.core.errors import SpecError
+from pidgin_cli.metrics.detectors import lexical_hash
+from pidgin_cli.metrics.multivariate import cluster_order, correlations, principal_components
 from pidgin_cli.metrics.passages import ATTRACTOR, entered, passage
+from pidgin_cli.metrics.semantics import LEXICAL_HASH
 from pidgin_cli.metrics.statistics import (
     Passage,
+    benjamini_hochberg,
     bootstrap,
     common_horizon,
     cumulative_incidence,
+    given,
+    hedges_g,
     kaplan_meier,
     logrank,
+    permutation_test,
     restricted_mean,
     wilson,
 )
 from pidgin_cli.metrics.tokens import TOKENIZER_VERSION
 from pidgin_cli.metrics.words import STOP_WORDS_VERSION, stop_words, word_table
+from pidgin_cli.providers.embeddings import cached_vectors
 
 from . import drawing
+from .measures import HEADLINE, series, totals
 from .study import NO_ARM, Study, Talk
 from .text import count, readable
 from .transcript import money
@@ -57,6 +71,24 @@ LOWEST_INDEX = -1.0
 """Of the corrected convergence in the drawing."""
 MOST_TICKS = 12
 """On an axis that counts; of more, the library chooses some."""
+BASELINE_TURNS = 3
+"""The first ones, which later ones are held against."""
+MOST_Z = 3.0
+"""Beyond it all have the same colour."""
+DRAWN_TURNS = 90
+"""Columns of the heatmap, over all its panels."""
+SIGNIFICANT = 0.05
+DRAWN_CONTRASTS = 4
+"""Arms that the effect forest holds against the first."""
+MOST_G = 4.0
+"""Standard deviations that the effect forest reaches to either side."""
+DRAWN_PAIRS = 3
+"""Pairs of models that are drawn side by side."""
+DRAWN_PATHS = 6
+"""Conversations whose semantic path is drawn."""
+PATH_TURNS = 40
+"""Turns of a semantic path; of more, so many evenly over all of them."""
+_END_SHAPES = ("diamond", "square", "cross", "triangle-down", "triangle-left", "triangle-right")
 
 Table = tuple[tuple[str, ...], list[tuple[Any, ...]]]
 
@@ -283,7 +315,7 @@ def _vocabulary(study: Study) -> _Drawn:
     log = alt.Scale(type="log", nice=False)
     chart = (
         alt.Chart(alt.NamedData(name="growth"))
-        .mark_line(strokeWidth=1.2, opacity=0.6, point=alt.OverlayMarkDef(size=8))
+        .mark_line(strokeWidth=1.2, strokeOpacity=0.6, point=alt.OverlayMarkDef(size=8, fillOpacity=0.6, opacity=1))
         .encode(
             x=alt.X("tokens", type="quantitative", scale=log, title="words so far"),
             y=alt.Y("types", type="quantitative", scale=log, title="different words so far"),
@@ -399,6 +431,241 @@ def _convergence(study: Study) -> _Drawn:
         caption += f" {cut} of {len(points)} values below {LOWEST_INDEX:g} are cut off; the CSV has all means."
     data = {"means": _dicts(columns, rows), "thin": thin, "zero": [{"zero": 0}]}
     return _Drawn(caption, columns, rows, alt.vconcat(curves, running), data)
+
+
+class _ByTurn(NamedTuple):
+    """Metrics by conversation and turn, held against the first turns of the same conversation."""
+
+    talks: list[Talk]
+    """Those that have such turns."""
+    names: list[str]
+    of: NDArray[np.int64]
+    """The place of its conversation among `talks`, for each row."""
+    turns: NDArray[np.int64]
+    values: NDArray[np.float64]
+    """One column for each of `names`; NaN: none."""
+    z: NDArray[np.float64]
+    steady: list[str]
+    """Metrics that have none, as they are always the same in those turns."""
+
+
+def _by_turn(study: Study, talks: Sequence[Talk]) -> _ByTurn:
+    """Raises _Absent where nothing can be held against anything."""
+    kept = [talk for talk in talks if any(turn <= BASELINE_TURNS for turn in talk.by_turn)]
+    rows = [(place, turn, means) for place, talk in enumerate(kept) for turn, means in sorted(talk.by_turn.items())]
+    if not rows:
+        raise _Absent("the database holds no metrics by turn: the conversations were run without live metrics")
+    of, turns = (np.array([row[column] for row in rows], dtype=np.int64) for column in (0, 1))
+    values = np.array([row[2] for row in rows])
+    if int(turns.max()) <= BASELINE_TURNS:
+        raise _Absent(f"no conversation goes on after the {BASELINE_TURNS} turns that others are held against")
+    early = turns <= BASELINE_TURNS
+    known = np.isfinite(values[early])
+    count_of, sum_of = np.zeros((len(kept), values.shape[1])), np.zeros((len(kept), values.shape[1]))
+    np.add.at(count_of, of[early], known)
+    np.add.at(sum_of, of[early], np.where(known, values[early], 0.0))
+    base = np.divide(sum_of, count_of, out=np.full_like(sum_of, np.nan), where=count_of > 0)
+    about = values - base[of]
+    squares = np.where(known, about[early] ** 2, 0.0).sum(axis=0)
+    free = (count_of - 1).clip(min=0).sum(axis=0)
+    sd = np.sqrt(np.divide(squares, free, out=np.full_like(squares, np.nan), where=free > 0))
+    size = np.where(np.isfinite(values), np.abs(values), 0.0).max(axis=0)
+    varies = sd > 1e-9 * size
+    z = np.divide(about, sd, out=np.full_like(about, np.nan), where=varies)
+    later = np.isfinite(z[~early]).any(axis=0)
+    there = np.isfinite(about[~early]).any(axis=0)
+    chosen = np.flatnonzero(later)
+    if not len(chosen):
+        raise _Absent(f"no metric varies within the first {BASELINE_TURNS} turns, which others are held against")
+    order = chosen[cluster_order(correlations(z[:, chosen]))]
+    steady = [name for name, is_there, has_z in zip(study.charted, there, later, strict=True) if is_there and not has_z]
+    names = [study.charted[place] for place in order]
+    return _ByTurn(kept, names, of, turns, values[:, order], z[:, order], steady)
+
+
+def _metrics_by_turn(study: Study) -> _Drawn:
+    talks = _need(study, [talk for talk in study.compared if talk.messages])
+    found = _by_turn(study, talks)
+    columns = ("arm", "metric", "turn", "n", "mean", "z")
+    arms = _counts(found.talks)
+    groups = [(NO_ARM, np.ones(len(found.of), dtype=bool), len(found.talks))]
+    if len(arms) > 1:
+        arm_of = np.array([study.arms.index(talk.arm) for talk in found.talks])[found.of]
+        groups += [(arm, arm_of == place, arms[arm]) for place, arm in enumerate(study.arms) if arm in arms]
+    rows: list[tuple[Any, ...]] = []
+    for arm, members, _ in groups:
+        by_turn: dict[int, tuple[Any, ...]] = {}
+        for turn in np.unique(found.turns[members]).tolist():
+            at = members & (found.turns == turn)
+            known = np.isfinite(found.z[at])
+            n = known.sum(axis=0)
+            sums = (np.where(known, each[at], 0.0).sum(axis=0) for each in (found.values, found.z))
+            by_turn[turn] = n, *((total / n.clip(min=1)).tolist() for total in sums)
+        rows += [
+            (arm, name, turn, int(n[place]), means[place], z[place])
+            for place, name in enumerate(found.names)
+            for turn, (n, means, z) in by_turn.items()
+            if n[place]
+        ]
+    shown = groups[1:] if 1 < len(groups) - 1 <= FACETS else groups[:1]
+    panels = {arm: f"{arm} (n = {n})" for arm, _, n in shown}
+    turns = sorted({row[2] for row in rows})
+    drawn = set(_spread(turns, DRAWN_TURNS // len(shown)))
+    data = [
+        row | {"panel": panels[row["arm"]]}
+        for row in _dicts(columns, rows)
+        if row["arm"] in panels and row["turn"] in drawn
+    ]
+    chart: alt.TopLevelMixin = (
+        alt.Chart(alt.NamedData(name="cells"))
+        .mark_rect()
+        .encode(
+            x=alt.X("turn", type="ordinal", title="turn", axis=alt.Axis(labelOverlap=True, labelAngle=0)),
+            y=alt.Y("metric", type="nominal", sort=found.names, title=None),
+            color=alt.Color(
+                "z",
+                type="quantitative",
+                scale=alt.Scale(domain=[-MOST_Z, 0, MOST_Z], range=drawing.DIVERGING, interpolate="rgb", clamp=True),
+                legend=alt.Legend(title=f"z against turns 1 to {BASELINE_TURNS}", gradientLength=220, tickCount=7),
+            ),
+        )
+        .properties(width=WIDTH // len(shown) - 8, height=alt.Step(15))
+    )
+    if len(shown) > 1:
+        chart = chart.facet(  # type: ignore[attr-defined]
+            column=alt.Column("panel", type="nominal", sort=list(panels.values()), title=None), spacing=12
+        )
+    caption = (
+        f"{study.basis}. Colour: how far a metric is from the first {BASELINE_TURNS} turns of the same conversation, "
+        "mean over conversations, in standard deviations within those turns (all conversations pooled); the same "
+        f"colour beyond ±{MOST_Z:g}, blank where nothing is known. Rows that go together stand together (average "
+        "linkage of 1 − r over conversations and turns)."
+    )
+    if (without := len(talks) - len(found.talks)) > 0:
+        caption += f" {count(without, 'conversation')} without metrics in those turns left out."
+    there = {turn: len(set(found.of[found.turns == turn].tolist())) for turn in (turns[0], turns[-1])}
+    if there[turns[0]] != there[turns[-1]]:
+        few = count(there[turns[-1]], "conversation")
+        caption += f" {there[turns[0]]:,} at turn {turns[0]}, {few} at turn {turns[-1]}."
+    if len(drawn) < len(turns):
+        caption += f" Of {len(turns)} turns {len(drawn)} are drawn; the CSV has all."
+    if found.steady:
+        caption += f" Always the same in those turns, so that there is no z: {', '.join(found.steady)}."
+    return _Drawn(caption, columns, rows, chart, {"cells": data})
+
+
+# Influence
+
+
+class _Pull(NamedTuple):
+    """Who copies whom, in one conversation, of two models; A is the one whose name comes first."""
+
+    talk: Talk
+    models: tuple[str, str]
+    to_b: list[float]
+    """Of each message of B after one of A, the share that is copied from it."""
+    to_a: list[float]
+
+
+def _pulls(talk: Talk) -> list[_Pull]:
+    """Those of each two models in a conversation that have copied, or not, in both directions."""
+    models = {agent: row["model"] for agent, row in talk.agents.items()}
+    found: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
+    spoken: dict[str, str | None] = {}
+    """The model of the last message of each agent, the last speaker last."""
+    for message, share in zip(talk.messages, talk.metric("copied_span_share"), strict=True):
+        agent = message["agent_id"]
+        own = message["model_requested"] or models.get(agent)
+        # A branch begins after messages that are not its own; of two agents the other one had the word before.
+        before = spoken or {other: model for other, model in models.items() if len(models) == 2}
+        source = next((model for other, model in reversed(before.items()) if other != agent), None)
+        spoken.pop(agent, None)
+        spoken[agent] = own
+        if share is not None and own and source and own != source:
+            pair = (min(own, source), max(own, source))
+            found.setdefault(pair, ([], []))[own == pair[0]].append(share)
+    return [_Pull(talk, pair, *shares) for pair, shares in found.items() if all(shares)]
+
+
+def _influence(study: Study) -> _Drawn:
+    talks = _need(study, [talk for talk in study.compared if talk.messages])
+    mixed = [talk for talk in talks if len(_models(talk)) > 1]
+    if not mixed:
+        raise _Absent("no conversation is between different models")
+    pulls = [pull for talk in mixed for pull in _pulls(talk)]
+    if not pulls:
+        if any(_has_states(talk) for talk in mixed):
+            raise _Absent("no two different models have answered each other in four words or more")
+        raise _Absent("the database holds no copied spans: the conversations were run without live metrics")
+    columns = (
+        "conversation_id", "arm", "model_a", "model_b", "a_to_b", "b_to_a", "messages_of_b", "messages_of_a",
+    )  # fmt: skip
+    rows = [(p.talk.id, p.talk.arm, *p.models, fmean(p.to_b), fmean(p.to_a), len(p.to_b), len(p.to_a)) for p in pulls]
+    pairs = [pair for pair, _ in Counter(pull.models for pull in pulls).most_common()]
+    shown = pairs[:DRAWN_PAIRS]
+    most = max([0.05, *(value for row in rows if row[2:4] in shown for value in row[4:6])]) * 1.04
+    scale = alt.Scale(domain=[0, most], nice=False)
+    side = 300 if len(shown) == 1 else 200
+    by_arm = drawing.colour("arm", "arm", study.arms, _counts(pull.talk for pull in pulls if pull.models in shown))
+    panels = []
+    data: dict[str, drawing.Rows] = {"diagonal": [{"low": 0, "high": most}]}
+    told = []
+    for place, pair in enumerate(shown):
+        points = [row for row in _dicts(columns, rows) if (row["model_a"], row["model_b"]) == pair]
+        data[f"pair{place}"] = points
+        a, b = (_shortened(name) for name in pair)
+        axis = alt.Axis(format="%", tickCount=5, titleLimit=side + 40)
+        panels.append(
+            alt.layer(
+                alt.Chart(alt.NamedData(name="diagonal"))
+                .mark_rule(strokeDash=[5, 4], opacity=0.6)
+                .encode(
+                    x=alt.X("low", type="quantitative", scale=scale),
+                    y=alt.Y("low", type="quantitative", scale=scale),
+                    x2="high",
+                    y2="high",
+                ),
+                alt.Chart(alt.NamedData(name=f"pair{place}"))
+                .mark_circle(size=55, fillOpacity=0.75, opacity=1)
+                .encode(
+                    x=alt.X("a_to_b", type="quantitative", scale=scale, axis=axis, title=[f"A {a}", f"→ B {b}"]),
+                    y=alt.Y("b_to_a", type="quantitative", scale=scale, axis=axis, title="B → A"),
+                    color=by_arm,
+                ),
+            ).properties(width=side, height=side)
+        )
+        more = sum(row["a_to_b"] > row["b_to_a"] for row in points)
+        less = sum(row["a_to_b"] < row["b_to_a"] for row in points)
+        band = bootstrap([row["a_to_b"] - row["b_to_a"] for row in points], seed=SEED, method="percentile", draws=DRAWS)
+        told.append(
+            f"A {pair[0]}, B {pair[1]}: more from A to B in {more} of {len(points)}, more from B to A in {less}"
+            + (f", mean difference {_points(band.low)} to {_points(band.high)} points (95 %)" if band else "")
+        )
+    chart = panels[0] if len(panels) == 1 else alt.hconcat(*panels, spacing=24)
+    caption = (
+        f"{study.basis}; {len(mixed)} between different models. A point for each conversation: of the words of B, the "
+        "share in spans of four or more that the message before, by A, holds too (A → B), against the same from B to "
+        f"A; dashed: as much either way. {'. '.join(told)}."
+    )
+    if len(pairs) > len(shown):
+        caption += f" The {len(shown)} commonest of {len(pairs)} pairs of models; the CSV has all."
+    if (without := len(mixed) - len({pull.talk.id for pull in pulls})) > 0:
+        caption += f" {count(without, 'conversation')} without a value in both directions left out."
+    return _Drawn(caption, columns, rows, chart, data)
+
+
+def _models(talk: Talk) -> set[str]:
+    """Those that spoke in it."""
+    models = {agent: row["model"] for agent, row in talk.agents.items()}
+    return {name for m in talk.messages if (name := m["model_requested"] or models.get(m["agent_id"]))}
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 34 else f"{name[:33]}…"
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f}".replace("-", "−")
 
 
 # Likeness
@@ -531,6 +798,169 @@ def _similarity(study: Study) -> _Drawn:
 
 def _last_third(items: Sequence[Any]) -> Sequence[Any]:
     return items[len(items) - max(1, -(-len(items) // 3)) :]
+
+
+# Semantics
+
+
+def _paths(talks: Sequence[Talk]) -> list[Talk]:
+    """Of each arm and outcome the first conversation, then the second of each, and so on, in turn over the arms."""
+    arms: dict[str, dict[str, list[Talk]]] = {}
+    for talk in talks:
+        arms.setdefault(talk.arm, {}).setdefault(_outcome(talk), []).append(talk)
+    by_arm = [list(_in_turn(list(outcomes.values()))) for outcomes in arms.values()]
+    return list(itertools.islice(_in_turn(by_arm), DRAWN_PATHS))
+
+
+def _in_turn(groups: Sequence[Sequence[Talk]]) -> Iterator[Talk]:
+    """The first of each group, then the second of each that has one, and so on."""
+    return (talk for row in itertools.zip_longest(*groups) for talk in row if talk is not None)
+
+
+def _vectors(study: Study, said: Sequence[tuple[Talk, int]]) -> tuple[list[NDArray[np.float64] | None], str]:
+    """The direction of each message, given by its place, and what it comes from, in words.
+
+    A model is not asked for vectors here: they come from the cache.
+    """
+    models = Counter(model for talk in study.compared for model in talk.metric("embedding_model") if model is not None)
+    model = max(models, key=lambda name: models[name], default=None)
+    if model is None:
+        why = "no embedding model was chosen"
+    elif model == LEXICAL_HASH:
+        why = "by choice"
+    else:
+        why = f"those of {model} are not in the cache any more"
+        with contextlib.suppress(SpecError):  # it tells what is wrong where the model is asked
+            ensure_person_settings()
+            found = cached_vectors(model, [talk.messages[place]["content"] for talk, place in said])
+            if any(vector is not None for vector in found):
+                known = (None if vector is None else np.asarray(vector, dtype=np.float64) for vector in found)
+                return [_direction(vector) for vector in known], f"embeddings by {model}"
+    hashes = [_direction(lexical_hash(talk.tokens[place])) for talk, place in said]
+    return hashes, f"{LEXICAL_HASH}, which stands for words and pairs of words, not for meaning ({why})"
+
+
+def _direction(vector: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
+    length = 0.0 if vector is None else float(np.linalg.norm(vector))
+    return vector / length if vector is not None and 0 < length < np.inf else None
+
+
+def _speaks_twice(talk: Talk) -> bool:
+    speakers = Counter(message["agent_id"] for message in talk.messages if message["content"].strip())
+    return max(speakers.values(), default=0) > 1
+
+
+def _semantic_path(study: Study) -> _Drawn:
+    talks = _need(study, [talk for talk in study.compared if talk.messages])
+    chosen = _paths([talk for talk in talks if _speaks_twice(talk)])
+    if not chosen:
+        raise _Absent("no agent has said two messages in a conversation")
+    said: list[tuple[Talk, int]] = []
+    longest = 0
+    for talk in chosen:
+        turns = sorted({message["turn_number"] for message in talk.messages})
+        drawn = {*_spread(turns, PATH_TURNS), turns[-1]}
+        longest = max(longest, len(turns))
+        said += [(talk, place) for place, message in enumerate(talk.messages) if message["turn_number"] in drawn]
+    vectors, source = _vectors(study, said)
+    known = [(talk, place, vector) for (talk, place), vector in zip(said, vectors, strict=True) if vector is not None]
+    found = principal_components(np.array([vector for *_, vector in known])) if known else None
+    if found is None:
+        raise _Absent("all vectors of messages are the same" if known else "no message holds a word")
+    columns = ("conversation_id", "arm", "end", "message_index", "turn", "agent", "component_1", "component_2")
+    ends = {talk.id: _outcome(talk) for talk in chosen}
+    rows = [
+        (talk.id, talk.arm, ends[talk.id], m["message_index"], m["turn_number"], m["agent_id"], *at)
+        for (talk, place, _), at in zip(known, found.scores.round(6).tolist(), strict=True)
+        for m in [talk.messages[place]]
+    ]
+    low, high = found.scores.min(axis=0), found.scores.max(axis=0)
+    half = float((high - low).max()) * 0.54
+    x, y = (
+        channel(
+            f"component_{place + 1}",
+            type="quantitative",
+            # As wide as high, so that an arrow points where it seems to.
+            scale=alt.Scale(domain=[float(centre) - half, float(centre) + half], nice=False, zero=False),
+            axis=alt.Axis(labels=False, ticks=False, grid=False, domain=False),
+            title=f"component {place + 1} ({found.explained[place]:.0%})",
+        )
+        for place, (channel, centre) in enumerate(zip((alt.X, alt.Y), (low + high) / 2, strict=True))
+    )
+    agents = sorted({row[5] for row in rows})
+    states = list(dict.fromkeys(ends.values()))
+    by_agent = alt.Color(
+        "agent",
+        type="nominal",
+        scale=alt.Scale(domain=agents, range=[drawing.COLOURS[place % 7] for place in range(len(agents))]),
+        legend=alt.Legend(title="agent", symbolType="stroke"),
+    )
+    by_end = alt.Shape(
+        "end",
+        type="nominal",
+        scale=alt.Scale(domain=states, range=[_END_SHAPES[place % len(_END_SHAPES)] for place in range(len(states))]),
+        legend=alt.Legend(title="state at the end", symbolFillColor="#8a8f98", symbolStrokeWidth=0),
+    )
+    several = len(_counts(talks)) > 1
+    across = min(3, len(chosen))
+    side = {1: 380, 2: 290}.get(across, 196)
+    titles = {talk.id: f"{talk.id}\n{_shortened(talk.arm)}" if several else talk.id for talk in chosen}
+    paths: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in _dicts(columns, rows):
+        paths.setdefault((row["conversation_id"], row["agent"]), []).append(row)
+    data = []
+    for (talk_id, _), path in paths.items():
+        marks = [*_steps(path), path[0] | {"kind": "first"}, path[-1] | {"kind": "last"}]
+        data += [mark | {"panel": titles[talk_id]} for mark in marks]
+    path_of = alt.Chart(alt.NamedData(name="paths"))
+    steps = path_of.transform_filter("datum.kind == 'step'")
+    layers = alt.layer(
+        steps.mark_rule(strokeWidth=1.1, strokeOpacity=0.55).encode(x=x, y=y, x2="to_1", y2="to_2", color=by_agent),
+        steps.transform_filter(f"datum.length > {0.05 * half}")
+        .mark_point(shape="triangle", size=26, filled=True, opacity=1)
+        .encode(
+            x=alt.X("head_1", type="quantitative"),
+            y=alt.Y("head_2", type="quantitative"),
+            angle=alt.Angle("angle", type="quantitative", scale=None),
+            color=by_agent,
+        ),
+        path_of.transform_filter("datum.kind == 'first'")
+        .mark_point(shape="circle", size=45, filled=False, opacity=1, strokeWidth=1.6)
+        .encode(x=x, y=y, color=by_agent),
+        path_of.transform_filter("datum.kind == 'last'")
+        .mark_point(size=110, filled=True, opacity=1, stroke="currentColor", strokeWidth=0.8)
+        .encode(x=x, y=y, fill=by_agent, shape=by_end),
+    ).properties(width=side, height=side, view=alt.ViewBackground(stroke="currentColor", strokeOpacity=0.15))
+    header = alt.Header(labelExpr="split(datum.label, '\\n')", title=None, labelFontSize=11)
+    chart = layers.facet(
+        facet=alt.Facet("panel", type="nominal", sort=list(titles.values()), header=header), columns=across
+    )
+    caption = (
+        f"{study.basis}; {len(chosen)} of them, of each arm and state at the end the first, then the second and so "
+        f"on. Vectors of their messages: {source}; on the two components in which all of these differ most "
+        "(PCA; in brackets the share of their variance). Arrows lead from each message of an agent to its next one; "
+        "ring: its first; large mark: its last."
+    )
+    if longest > PATH_TURNS:
+        caption += f" Of longer conversations {PATH_TURNS} turns, evenly over all."
+    if without := len(said) - len(known):
+        caption += f" {count(without, 'message')} without a vector, such as empty ones, left out."
+    return _Drawn(caption, columns, rows, chart, {"paths": data})
+
+
+def _steps(path: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """From each message of an agent to its next one, with the head of an arrow on the way."""
+    for one, other in itertools.pairwise(path):
+        ahead, up = other["component_1"] - one["component_1"], other["component_2"] - one["component_2"]
+        yield dict(one) | {
+            "kind": "step",
+            "to_1": other["component_1"],
+            "to_2": other["component_2"],
+            "head_1": one["component_1"] + 0.6 * ahead,
+            "head_2": one["component_2"] + 0.6 * up,
+            "length": math.hypot(ahead, up),
+            "angle": math.degrees(math.atan2(ahead, up)),  # clockwise from above, where the triangle points
+        }
 
 
 # Ends
@@ -752,6 +1182,113 @@ def _competing(passages: Sequence[Passage]) -> str | None:
     )
 
 
+# Effects
+
+
+def _one_value_each(study: Study, talk: Talk) -> dict[str, float | None]:
+    """The measures of a conversation: means over its messages, and totals."""
+    words = [len(tokens) for tokens in talk.tokens]
+    of_messages = series(talk.messages, words) | {name: talk.metric(name) for name in HEADLINE if name in study.columns}
+    means = {name: found.mean() if len(found := given(values)) else None for name, values in of_messages.items()}
+    return {name: None if mean is None else float(mean) for name, mean in means.items()} | totals(talk.row, words)
+
+
+def _effects(study: Study) -> _Drawn:
+    talks = _need(study, study.compared)
+    arms = _counts(talks)
+    if len(arms) < 2:
+        raise _Absent("it takes two arms with conversations that count")
+    first, *others = sorted(arms)  # as `compare` orders them
+    by_arm: dict[str, list[dict[str, float | None]]] = {arm: [] for arm in (first, *others)}
+    for talk in talks:
+        by_arm[talk.arm].append(_one_value_each(study, talk))
+    found: list[tuple[str, str, list[float | None], list[float | None], float | None]] = []
+    for arm in others:
+        for measure in by_arm[first][0]:
+            a, b = ([each[measure] for each in by_arm[side]] for side in (first, arm))
+            if len(given(a)) and len(given(b)):
+                # Where nothing varies no test could find anything, and it is no part of the family.
+                varies = len({value for value in (*a, *b) if value is not None}) > 1
+                test = permutation_test(a, b, seed=SEED, draws=DRAWS) if varies else None
+                found.append((measure, arm, a, b, test and test.p))
+    adjusted = benjamini_hochberg([p for *_, p in found])
+    columns = (
+        "measure", "arm", "against", "n", "n_against", "mean", "mean_against", "g", "ci_low", "ci_high", "p", "p_bh",
+    )  # fmt: skip
+    rows: list[tuple[Any, ...]] = []
+    for (measure, arm, a, b, p), p_bh in zip(found, adjusted, strict=True):
+        g, known_a, known_b = hedges_g(a, b), given(a), given(b)
+        low, high = (None, None) if g is None or g.interval is None else g.interval
+        means = float(known_b.mean()), float(known_a.mean())
+        rows.append((measure, arm, first, len(known_b), len(known_a), *means, g and g.value, low, high, p, p_bh))
+    # No two of the same colour, of which there are fewer than there may be arms.
+    known = [arm for arm in others if any(row[1] == arm and row[7] is not None for row in rows)]
+    of_colour = {study.arms.index(arm) % len(drawing.COLOURS): arm for arm in reversed(known)}
+    shown = [arm for arm in known if arm in of_colour.values()][:DRAWN_CONTRASTS]
+    data = [row for row in _dicts(columns, rows) if row["g"] is not None and row["arm"] in shown]
+    if not data:
+        raise _Absent("no measure has two values in two arms and varies within them")
+    for row in data:
+        row["stands"] = row["p_bh"] is not None and row["p_bh"] <= SIGNIFICANT
+        row["at"] = max(-MOST_G, min(MOST_G, row["g"]))
+        row["mark"] = "inside" if row["at"] == row["g"] else "above" if row["g"] > 0 else "below"
+        row["from"], row["to"] = (max(-MOST_G, min(MOST_G, row[edge])) for edge in ("ci_low", "ci_high"))
+    order = sorted({row["measure"] for row in data}, key=lambda name: (-_first_g(data, name), name))
+    reach = max(0.5, *(abs(row[edge]) for row in data for edge in ("from", "to", "at")))
+    x_axis = alt.X(
+        "at",
+        type="quantitative",
+        scale=alt.Scale(domain=[-reach, reach], nice=False),
+        axis=alt.Axis(tickCount=9),
+        title=f"Hedges g: standard deviations above {_shortened(first)}",
+    )
+    colour = drawing.colour("arm", "arm", study.arms, Counter({arm: arms[arm] for arm in shown}))
+    y = alt.Y("measure", type="nominal", sort=order, title=None)
+    offset = alt.YOffset("arm", type="nominal", sort=shown) if len(shown) > 1 else alt.Undefined
+    shape = alt.Shape(
+        "mark",
+        type="nominal",
+        scale=alt.Scale(domain=["inside", "above", "below"], range=["circle", "triangle-right", "triangle-left"]),
+        legend=None,
+    )
+    base = alt.Chart(alt.NamedData(name="effects")).encode(y=y, yOffset=offset)
+    step = alt.Step(20 if len(shown) == 1 else 11, **{"for": "position" if len(shown) == 1 else "offset"})
+    chart = alt.layer(
+        alt.Chart(alt.NamedData(name="zero")).mark_rule(strokeDash=[5, 4], opacity=0.7).encode(x="zero:Q"),
+        base.mark_rule(strokeWidth=1.4, strokeOpacity=0.8).encode(
+            x=alt.X("from", type="quantitative"), x2="to", color=colour
+        ),
+        *(
+            base.transform_filter(f"{'' if stands else '!'}datum.stands")
+            .mark_point(filled=stands, size=60, opacity=1, strokeWidth=1.6)
+            .encode(x=x_axis, color=colour, shape=shape)
+            for stands in (True, False)
+        ),
+    ).properties(width=WIDTH - 120, height=step)
+    tests = sum(p is not None for p in adjusted)
+    caption = (
+        f"{study.basis}. "
+        + (f"{others[0]} (n = {arms[others[0]]})" if len(others) == 1 else "The other arms")
+        + f" against {first} (n = {arms[first]}), one value for each conversation: the mean over its messages, or a "
+        f"total. Lines: 95 % intervals. Filled: p ≤ {SIGNIFICANT:g} after Benjamini-Hochberg over all {tests} tests "
+        f"(permutation tests, up to {DRAWS:,} draws); rings: not."
+    )
+    if len(others) > len(shown):
+        caption += f" {len(shown)} of {len(others)} other arms are drawn; the CSV has all."
+    if beyond := sum(row["mark"] != "inside" for row in data):
+        caption += f" {beyond} beyond ±{MOST_G:g}, drawn as a triangle at the edge."
+    if single := sum(min(arms[arm], arms[first]) < 2 for arm in others):
+        caption += f" No standard deviation in {count(single, 'comparison')} with a single conversation."
+    flat = dict.fromkeys(row[0] for row in rows if row[7] is None and min(arms[row[1]], arms[first]) > 1)
+    if flat:
+        caption += f" Not drawn for some or all arms, as it varies within neither or lacks values: {', '.join(flat)}."
+    return _Drawn(caption, columns, rows, chart, {"effects": data, "zero": [{"zero": 0}]})
+
+
+def _first_g(data: Sequence[Mapping[str, Any]], measure: str) -> float:
+    return next(float(row["g"]) for row in data if row["measure"] == measure)
+
+
 # Time and money
 
 
@@ -847,11 +1384,15 @@ FIGURES: Mapping[str, tuple[str, Callable[[Study], _Drawn]]] = {
     "end_reasons": ("How conversations ended", _end_reasons),
     "end_states": ("In which state they ended", _end_states),
     "survival": ("Turns until the first attractor state", _survival),
+    "effects": ("Effects between arms", _effects),
     "convergence": ("Convergence by turn", _convergence),
+    "influence": ("Who copies whom", _influence),
+    "metrics_by_turn": ("Metrics turn by turn", _metrics_by_turn),
     "message_lengths": ("Message lengths", _lengths),
     "vocabulary_growth": ("Vocabulary growth", _vocabulary),
     "self_recurrence": ("Recurrence within a conversation", _recurrence),
     "similarity": ("Likeness of conversations", _similarity),
+    "semantic_path": ("Paths through what was said", _semantic_path),
     "latency": ("Latency", _latency),
     "cost": ("Cost", _cost),
 }

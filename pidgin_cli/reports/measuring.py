@@ -298,6 +298,7 @@ class _Texts:
                 messages=found.messages,
                 conversation={} if known else found.conversation,
                 turns=found.turns,
+                attractors=found.attractors,
                 missing=found.missing,
             )
 

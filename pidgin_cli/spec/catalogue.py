@@ -31,6 +31,7 @@ __all__ = [
     "known_models",
     "price_source",
     "resolve_model",
+    "same_model",
     "use_settings",
 ]
 
@@ -191,6 +192,36 @@ def thinks(model_id: str) -> bool | None:
         if re.search(pattern, model):
             return str(answer) == "yes"
     return None
+
+
+_VERSION = re.compile(
+    r"(?:[-_.:@ ](?:(?:19|20)\d\d[-_.]?[01]\d[-_.]?[0-3]\d|[01]\d-(?:20)?\d\d|v?\d{3,6}|preview|exp|beta|free"
+    r"|gguf|ggml|safetensors|mlx|awq|gptq|fp8|b?f16|f32|int[48]|[48]bit|i?q\d\w*))*"
+)
+"""What a name may add to another of the same model: a date, the number of a snapshot, how the file is made."""
+
+
+@cache
+def same_model(requested: str, served: str | None) -> bool:
+    """Whether the model that served may be the one that was asked for.
+
+    Vendors answer an alias with a dated name (`gpt-x` with `gpt-x-2026-05-01`), local servers with a path and with how
+    the file is made. So one plain name may begin with the other and go on with a version, or both stand for one entry
+    of the catalogue. Another size of the family (`gpt-x-mini`) or another number (`gpt-x.1`) is another model.
+
+    Args:
+        requested: the id, provider first.
+        served: as the provider said; None: it did not.
+    """
+    provider, _, model = requested.partition(":")
+    if served is None or provider in ("local", "replay"):
+        return True
+    names = [Path(name).name.lower().removesuffix("-latest").removesuffix(":latest") for name in (model, served)]
+    shorter, longer = sorted(names, key=len)
+    if longer.startswith(shorter) and _VERSION.fullmatch(longer, len(shorter)):
+        return True
+    listed = _listed(requested)
+    return listed is not None and listed is _listed(f"{provider}:{served}")
 
 
 def cost_usd(model_id: str, usage: Usage, *, at_home: bool = True) -> float | None:
