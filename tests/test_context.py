@@ -38,7 +38,18 @@ from pidgin_cli.core.events import (
     TurnCompleteEvent,
     TurnStartEvent,
 )
-from pidgin_cli.core.types import EndReason, Finish, FinishReason, Message, Role, Status, TextDelta, Usage, UsageDelta
+from pidgin_cli.core.types import (
+    Delta,
+    EndReason,
+    Finish,
+    FinishReason,
+    Message,
+    Role,
+    Status,
+    TextDelta,
+    Usage,
+    UsageDelta,
+)
 from pidgin_cli.spec.conversation import ConversationSpec
 
 WORDY = "local:test?words=25"
@@ -288,6 +299,45 @@ async def test_a_summary_that_cannot_be_written_ends_as_a_full_window(tmp_path: 
     check_record(run.events)
     assert run.outcome == FULL
     assert of_type(run.events, ContextLimitEvent)[-1].reported == "at most 5 tokens"
+
+
+NO_SUMMARIES = {
+    "empty": ([[Finish()]], "wrote an empty summary", 1),
+    "refused": ([[TextDelta("I cannot."), Finish(reason=FinishReason.REFUSAL)]], "(finish reason: refusal)", 1),
+    "cut": ([[TextDelta("You and B began to"), Finish(reason=FinishReason.LENGTH)]], "(finish reason: length)", 2),
+}
+
+
+@pytest.mark.parametrize(("scripts", "why", "asked"), NO_SUMMARIES.values(), ids=NO_SUMMARIES)
+async def test_what_is_no_summary_replaces_no_turns(
+    tmp_path: Path, scripts: list[list[Delta]], why: str, asked: int
+) -> None:
+    """An empty, refused or cut summary becomes nobody's memory: the conversation is stopped, and says why."""
+    writer = Scripted(*scripts)
+    context = {"policy": "summarise", "limit_tokens": LIMIT, "reserve_tokens": RESERVE, "model": "openai:writer"}
+    spec = experiment(WORDY, WORDY, max_turns=14, context=context)
+    run = await converse(tmp_path, spec, pool=ScriptedPool(writer=writer))
+    check_record(run.events)
+    assert run.outcome == FULL
+    assert len(writer.requests) == asked
+    assert not of_type(run.events, HistoryCompactedEvent)
+    assert why in (of_type(run.events, ContextLimitEvent)[-1].reported or "")
+
+
+async def test_a_summary_that_was_cut_is_asked_for_again_with_more_room(tmp_path: Path) -> None:
+    """A writer that spends its first tokens on thinking gets four times as many; what both took is counted."""
+    usage = UsageDelta(Usage(prompt_tokens=10, completion_tokens=5))
+    cut = [TextDelta("They be"), usage, Finish(reason=FinishReason.LENGTH)]
+    writer = Scripted(cut, [TextDelta("They spoke."), usage, Finish()])
+    context = {"policy": "summarise", "limit_tokens": LIMIT, "reserve_tokens": RESERVE, "model": "openai:writer"}
+    spec = experiment(WORDY, WORDY, max_turns=14, context=context)
+    run = await converse(tmp_path, spec, pool=ScriptedPool(writer=writer))
+    check_record(run.events)
+    assert run.outcome == COMPLETED
+    assert [request.settings.max_tokens for request in writer.requests[:2]] == [1024, 4096]
+    assert {event.summary for event in of_type(run.events, HistoryCompactedEvent)} == {"They spoke."}
+    paid = [event for event in of_type(run.events, TokenUsageEvent) if event.purpose == "summary"]
+    assert len(paid) == len(writer.requests)
 
 
 async def test_a_provider_that_refuses_everything_ends_as_a_full_window(tmp_path: Path) -> None:

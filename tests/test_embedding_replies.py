@@ -1,7 +1,7 @@
 """Servers that send something else in place of vectors: one clear error, and nothing of it is kept."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,9 @@ import pytest
 from loopback import LoopbackServer, Reply, loopback_in_thread
 
 from pidgin_cli.core.errors import ProviderError
-from pidgin_cli.providers.embeddings import EmbeddingModel, open_model
+from pidgin_cli.core.types import Retries, Timeouts
+from pidgin_cli.providers.embeddings import EmbeddingModel, VectorCache, open_model
+from pidgin_cli.providers.registry import ProviderPool
 
 CHOICES = ("openai:text-embedding-3-small", "google:gemini-embedding-001", "ollama:nomic-embed-text")
 
@@ -21,10 +23,6 @@ def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackS
         for name, value in (found.env | {"PIDGIN_CACHE_DIR": str(tmp_path / "cache")}).items():
             monkeypatch.setenv(name, value)
         yield found
-
-
-async def at_once(_: float) -> None:
-    pass
 
 
 async def vectors(model: EmbeddingModel, *texts: str) -> list[Any]:
@@ -72,62 +70,65 @@ WRONG: dict[str, Any] = {
 }
 
 
+PAGES = (b"<html>Sign in</html>", b"[]", b'"x"', b"7", b"{", b"null", b"{}")
+
+
+@pytest.fixture
+async def models(there: LoopbackServer) -> AsyncIterator[dict[str, EmbeddingModel]]:
+    """Real SDKs, asked once."""
+    pool = ProviderPool()
+    once = Retries(attempts=1)
+    yield {
+        choice: EmbeddingModel(pool.adapter(choice, Timeouts()), choice, there.url, cache=VectorCache(), retries=once)
+        for choice in CHOICES
+    }
+    await pool.aclose()
+
+
 @pytest.mark.parametrize("choice", CHOICES)
-async def test_what_are_no_vectors_is_told_and_not_kept(there: LoopbackServer, choice: str) -> None:
-    """Wrong types, counts and values are a provider's error in one line; the next try asks again and is right."""
-    names = (
-        WRONG if choice == CHOICES[0] else ("texts", "holes", "not a number", "different lengths", "too few", "null")
-    )
-    for name in names:
-        found = WRONG[name]
-        there.script(*[as_json(body(choice, found))] * 10)
+async def test_what_are_no_vectors_is_told_and_not_kept(
+    there: LoopbackServer, models: dict[str, EmbeddingModel], choice: str
+) -> None:
+    """Wrong types, counts, values and pages are a provider's error in one line; the next try asks again."""
+    wrong = {name: as_json(body(choice, found)) for name, found in WRONG.items()}
+    for page in PAGES:
+        kind = "text/html" if page.startswith(b"<") else "application/json"
+        wrong[page.decode()] = Reply(body=page, headers={"Content-Type": kind})
+    for name, reply in wrong.items():
+        there.script(reply)
         with pytest.raises(ProviderError) as caught:
-            await vectors(open_model(choice, sleep=at_once), "One.", "Three!")
-        told = str(caught.value)
-        assert told, name
-        assert "\n" not in told, name
-        there._script.clear()
-    assert await vectors(open_model(choice), "One.", "Three!") == [[4, 1, 0.5], [6, 1, 0.5]]
+            await models[choice].vectors(["One.", "Three!"])
+        assert str(caught.value), name
+        assert "\n" not in str(caught.value), name
+    found = await models[choice].vectors(["One.", "Three!"])
+    assert [list(vector or ()) for vector in found] == [[4, 1, 0.5], [6, 1, 0.5]]
 
 
-@pytest.mark.parametrize("choice", CHOICES)
-@pytest.mark.parametrize("sent", [b"<html>Sign in</html>", b"[]", b"7", b"null"])
-async def test_another_page_is_told(there: LoopbackServer, choice: str, sent: bytes) -> None:
-    """What is no reply of the API at all, whatever its type, is an error of the provider."""
-    kind = "text/html" if sent.startswith(b"<") else "application/json"
-    there.script(*[Reply(body=sent, headers={"Content-Type": kind})] * 10)
-    with pytest.raises(ProviderError) as caught:
-        await vectors(open_model(choice, sleep=at_once), "One.")
-    assert "\n" not in str(caught.value)
-
-
-async def test_indices_say_which_vector_is_whose(there: LoopbackServer) -> None:
+async def test_indices_say_which_vector_is_whose(there: LoopbackServer, models: dict[str, EmbeddingModel]) -> None:
     """Two of one index are refused rather than guessed at; a server without indices is taken in its order."""
+    model = models[CHOICES[0]]
     for numbers in ([0, 0], [1, 2], ["a", "b"], [None, 0], [0.5, 1]):
         data = [{"index": n, "embedding": [float(place)]} for place, n in enumerate(numbers)]
-        there.script(*[as_json({"data": data})] * 10)
+        there.script(as_json({"data": data}))
         with pytest.raises(ProviderError, match="indices"):
-            await vectors(open_model(CHOICES[0], sleep=at_once), "One.", "Three!")
-        there._script.clear()
-    data = [{"embedding": [1.0]}, {"embedding": [2.0]}]
-    there.script(as_json({"data": data}))
-    assert await vectors(open_model(CHOICES[0]), "One.", "Three!") == [[1.0], [2.0]]
+            await model.vectors(["One.", "Three!"])
+    there.script(as_json({"data": [{"embedding": [1.0]}, {"embedding": [2.0]}]}))
+    assert [list(vector or ()) for vector in await model.vectors(["One.", "Three!"])] == [[1.0], [2.0]]
 
 
-async def test_a_count_of_tokens_that_is_none(there: LoopbackServer) -> None:
-    """The vectors are good; tokens that are no count are an error, and those that are not told stay unknown."""
-    usages: tuple[Any, ...] = ({"prompt_tokens": "many"}, {"prompt_tokens": -1}, [], "x")
+async def test_a_count_of_tokens_that_is_none(there: LoopbackServer, models: dict[str, EmbeddingModel]) -> None:
+    """Tokens that are no count are an error; those that are not told stay unknown, and the vectors are good."""
+    model = models[CHOICES[0]]
+    for tokens in ("many", -1, 1.5, [2]):
+        there.script(as_json({"data": [{"index": 0, "embedding": [1.0]}], "usage": {"prompt_tokens": tokens}}))
+        with pytest.raises(ProviderError, match="tokens"):
+            await model.vectors(["One."])
+    assert model.spent.tokens == 0
+    usages: tuple[Any, ...] = ([], "x", None)
     for usage in usages:
-        sent = {"data": [{"index": 0, "embedding": [1.0]}], "usage": usage}
-        there.script(*[as_json(sent)] * 10)
-        model = open_model(CHOICES[0], sleep=at_once)
-        if usage in ([], "x"):
-            assert await vectors(model, f"One. {usage}") == [[1.0]]
-            assert model.spent.tokens is None
-        else:
-            with pytest.raises(ProviderError, match="tokens"):
-                await vectors(model, f"One. {usage}")
-        there._script.clear()
+        there.script(as_json({"data": [{"index": 0, "embedding": [1.0]}], "usage": usage}))
+        assert [list(vector or ()) for vector in await model.vectors([f"One. {usage}"])] == [[1.0]]
+        assert model.spent.tokens is None
 
 
 async def test_a_model_that_changed_its_length_is_told(there: LoopbackServer) -> None:

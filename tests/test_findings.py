@@ -10,40 +10,42 @@ from forked_cli import logs_in
 __all__ = ["pidgin"]
 
 ROOT = Path("pidgin_output")
-FOUND = "SELECT detector, turn_number, message_index, value, threshold, onset, period FROM attractors ORDER BY ALL"
+FOUND = (
+    "SELECT detector, turn_number, message_index, value, threshold, onset, period FROM attractors "
+    "JOIN experiments USING (experiment_id) WHERE {} ORDER BY ALL"
+)
 SILENT = ("chat", "-a", "local:silent", "-b", "local:silent", "-t", "3", "--seed", "1", "--display", "quiet")
 
 
-def ask(pidgin: Pidgin, sql: str, root: Path = ROOT) -> list[dict[str, Any]]:
-    told = pidgin("query", sql, "--json", "-o", root)
+def ask(pidgin: Pidgin, sql: str) -> list[dict[str, Any]]:
+    told = pidgin("query", sql, "--json")
     assert told.status == 0, told.err
     found: list[dict[str, Any]] = json.loads(told.out)
     return found
 
 
-def taken(pidgin: Pidgin, root: Path = ROOT) -> None:
-    assert pidgin("import", "--all", "-o", root).status == 0
+def taken(pidgin: Pidgin) -> None:
+    assert pidgin("import", "--all").status == 0
 
 
 def test_a_record_without_live_metrics_has_the_same_findings(pidgin: Pidgin) -> None:
     """What is found after the run is what would have been found in it: marked, without an action, never twice."""
-    assert pidgin(*SILENT).status == 0
-    spec = json.dumps(
-        {"agents": [{"id": i, "model": "local:silent"} for i in "ab"], "max_turns": 3, "seed": 1, "metrics": "off"}
-    )
-    Path("off.yaml").write_text(spec)
-    assert pidgin("run", "off.yaml", "-o", "off", "--display", "quiet").status == 0
+    for metrics in ("live", "off"):
+        spec = {"agents": [{"id": i, "model": "local:silent"} for i in "ab"], "max_turns": 3, "metrics": metrics}
+        Path("spec.yaml").write_text(json.dumps(spec | {"name": metrics}))
+        assert pidgin("run", "spec.yaml", "--display", "quiet").status == 0
     taken(pidgin)
-    taken(pidgin, Path("off"))
-    live, off = ask(pidgin, FOUND), ask(pidgin, FOUND, Path("off"))
+    live, off = ask(pidgin, FOUND.format("name = 'live'")), ask(pidgin, FOUND.format("name = 'off'"))
     assert live == off
     assert {row["detector"] for row in live} >= {"silence_collapse"}
-    how = "SELECT DISTINCT computed, action, seq IS NULL AS s, happened_at IS NULL AS h FROM attractors"
-    assert ask(pidgin, how) == [{"computed": False, "action": "record", "s": False, "h": False}]
-    assert ask(pidgin, how, Path("off")) == [{"computed": True, "action": None, "s": True, "h": True}]
-    assert pidgin("import", "--all", "-o", "off", "--again").status == 0
-    assert ask(pidgin, FOUND, Path("off")) == off
-    assert pidgin("verify", "-o", "off").status == 0
+    how = "SELECT DISTINCT name, computed, action, seq IS NULL AS s, happened_at IS NULL AS h FROM attractors "
+    assert ask(pidgin, f"{how} JOIN experiments USING (experiment_id) ORDER BY name") == [
+        {"name": "live", "computed": False, "action": "record", "s": False, "h": False},
+        {"name": "off", "computed": True, "action": None, "s": True, "h": True},
+    ]
+    assert pidgin("import", "off", "--again").status == 0
+    assert ask(pidgin, FOUND.format("name = 'off'")) == off
+    assert pidgin("verify", "off").status == 0
 
 
 def test_a_transcript_from_elsewhere_has_findings(pidgin: Pidgin) -> None:
@@ -62,21 +64,19 @@ def test_a_transcript_from_elsewhere_has_findings(pidgin: Pidgin) -> None:
 
 def test_what_the_record_tells_is_not_told_twice(pidgin: Pidgin) -> None:
     """A turn that broke off has its findings once: those of the record, and computed ones only where it has none."""
-    assert pidgin(*SILENT).status == 0
-    (log,) = logs_in(ROOT)
-    lines = log.read_bytes().splitlines(keepends=True)
-    at = next(n for n, line in enumerate(lines) if b'"AttractorEvent"' in line and b'"silence_collapse"' in line)
-    while b'"AttractorEvent"' in lines[at + 1]:
-        at += 1
-    log.write_bytes(b"".join(lines[: at + 1]))
+    for name in ("told", "untold"):
+        assert pidgin(*SILENT, "-n", name).status == 0
+    for log in logs_in(ROOT):
+        lines = log.read_bytes().splitlines(keepends=True)
+        end = next(n for n, line in enumerate(lines) if b'"silence_collapse"' in line)
+        told = "_told_" in log.parent.name
+        while b'"AttractorEvent"' in lines[end]:
+            end += 1 if told else -1
+        log.write_bytes(b"".join(lines[: end if told else end + 1]))
     taken(pidgin)
-    with_event = ask(pidgin, FOUND)
-    marks = "SELECT computed FROM attractors WHERE detector = 'silence_collapse'"
-    assert ask(pidgin, marks) == [{"computed": False}]
-    cut = at
-    while b'"AttractorEvent"' in lines[cut]:
-        cut -= 1
-    log.write_bytes(b"".join(lines[: cut + 1]))
-    taken(pidgin)
-    assert ask(pidgin, marks) == [{"computed": True}]
-    assert ask(pidgin, FOUND) == with_event
+    silence = "SELECT name, computed FROM attractors JOIN experiments USING (experiment_id) "
+    assert ask(pidgin, f"{silence} WHERE detector = 'silence_collapse' ORDER BY name") == [
+        {"name": "told", "computed": False},
+        {"name": "untold", "computed": True},
+    ]
+    assert ask(pidgin, FOUND.format("name = 'told'")) == ask(pidgin, FOUND.format("name = 'untold'"))

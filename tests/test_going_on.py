@@ -257,6 +257,39 @@ async def test_what_broke_off_is_spent_in_the_next_run_too(tmp_path: Path) -> No
     assert all(spent.tokens > 3 * 40 for spent in found)
 
 
+@pytest.mark.parametrize("sent", [True, False])
+async def test_what_broke_off_before_its_first_word_is_spent(sent: bool, tmp_path: Path) -> None:
+    """A connection that breaks counts with all that its request may have used, then and later; one never made, not."""
+    broken = ProviderUnavailable("cut off", provider="openai", sent=sent)
+    fine = [TextDelta("Yes."), UsageDelta(Usage(prompt_tokens=10, completion_tokens=5)), Finish()]
+    retries = {"base_s": 0.001, "max_wait_s": 0.001}
+    spec = experiment("openai:m1", QUICK, agents=BOUND, budget={"tokens": 100_000}, max_turns=1, retries=retries)
+    begun = Begun(tmp_path, spec, ScriptedPool(m1=Scripted([broken], [broken], fine)))
+    await begun.run()
+    asked = of_type(begun.events(), MessageRequestEvent)[0]
+    assert [event.may_be_billed for event in of_type(begun.events(), APIErrorEvent)] == [sent, sent]
+    assert asked.reserved is not None
+    used = sum(event.prompt_tokens + event.completion_tokens for event in of_type(begun.events(), TokenUsageEvent))  # type: ignore[operator]
+    assert begun.runner.budget.tokens == used + 2 * sent * asked.reserved["tokens"]
+    assert spent_so_far(begun.events()).tokens == begun.runner.budget.tokens
+
+
+async def test_what_the_cache_answers_is_spent_in_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replies, names and summaries from the cache use nothing up, by the run that gets them and by the next."""
+    monkeypatch.setenv("PIDGIN_CACHE_DIR", str(tmp_path / "cache"))
+    talk = {"max_turns": 8, "choose_names": True, "context": {"policy": "summarise", "limit_tokens": 220}}
+    agents = {i: {"max_tokens": 60} for i in "ab"}
+    spec = experiment(QUICK, QUICK, agents=agents, budget={"tokens": 100_000}, cache="shared", **talk)
+    first, again = Begun(tmp_path / "first", spec), Begun(tmp_path / "again", spec)
+    await first.run()
+    await again.run()
+    assert spent_so_far(first.events()).tokens == first.runner.budget.tokens > 0
+    used = of_type(again.events(), TokenUsageEvent)
+    assert {event.purpose for event in used} == {"message", "name", "summary"}
+    assert {event.cached for event in used} == {True}
+    assert spent_so_far(again.events()).tokens == again.runner.budget.tokens == 0
+
+
 async def test_what_was_in_flight_at_a_kill_is_spent(tmp_path: Path) -> None:
     """Cut off right behind any request, a record counts all that the request may have used, resumed or not."""
     begun = Begun(tmp_path, experiment(QUICK, QUICK, agents=BOUND, budget={"tokens": 100_000}))

@@ -490,3 +490,239 @@ async def test_a_key_that_such_an_error_quotes_is_masked(server: LoopbackServer)
     server.script(Reply(body={"error": {"message": "bad key sk-loopback here"}}))
     with pytest.raises(ProviderError, match=r"^bad key \[key\] here$"):
         await ask("openai")
+
+
+# A reply that begins again, or goes on after its end
+
+
+def begun(message_id: str, *pieces: str) -> tuple[dict[str, Any], ...]:
+    """The events of a message of Anthropic's that is not yet at its end."""
+    usage = {"input_tokens": 20, "output_tokens": 1}
+    message = {"id": message_id, "type": "message", "role": "assistant", "model": "m1", "content": [], "usage": usage}
+    deltas = ({"type": "text_delta", "text": piece} for piece in pieces)
+    return (
+        {"type": "message_start", "message": message},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+        *({"type": "content_block_delta", "index": 0, "delta": delta} for delta in deltas),
+    )
+
+
+ENDED = ({"type": "message_delta", "delta": {"stop_reason": "end_turn"}}, {"type": "message_stop"})
+CREATED = {"type": "response.created", "response": {"id": "r1", "object": "response", "output": []}}
+COMPLETED = {"type": "response.completed", "response": {"id": "r1", "status": "completed", "model": "m1", "output": []}}
+
+
+def said(text: str, index: int = 0, kind: str = "output_text.delta", **more: Any) -> dict[str, Any]:
+    """An event of the Responses API with a piece of text; `index` is that of its message."""
+    word = "delta" if kind.endswith("delta") else "refusal" if kind.startswith("refusal") else "text"
+    place = {"output_index": index, "content_index": 0, "summary_index": 0, "item_id": f"i{index}"}
+    return {"type": f"response.{kind}", word: text} | place | more
+
+
+def gemini(text: str, response_id: str = "r1", **candidate: Any) -> dict[str, Any]:
+    return {
+        "candidates": [{"content": {"role": "model", "parts": [{"text": text}]}, "index": 0} | candidate],
+        "responseId": response_id,
+        "modelVersion": "m1",
+    }
+
+
+def ndjson(*messages: dict[str, Any], **last: Any) -> Reply:
+    """Lines of Ollama's: messages, each with what else stands in its line."""
+    lines = [{"model": "m1", "message": {"role": "assistant", "content": ""}, "done": False} | each for each in messages]
+    body = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
+    return Reply(body=body.encode(), headers={"Content-Type": "application/x-ndjson"})
+
+
+def line(text: str, **more: Any) -> dict[str, Any]:
+    return {"message": {"role": "assistant", "content": text}} | more
+
+
+DONE_LINE = line("", done=True, done_reason="stop")
+AGAIN: dict[str, tuple[str, Reply]] = {
+    "anthropic": ("anthropic", sse(*begun("m1", "One"), *begun("m2", "Two"), *ENDED)),
+    "openai": ("openai", sse(HELLO, chunk({"content": "One"}), HELLO | {"id": "c2"}, STOP | {"id": "c2"}, DONE)),
+    "responses": ("responses", sse(CREATED, said("One"), CREATED, said("Two"), COMPLETED)),
+    "google": ("google", sse(gemini("One"), gemini("Two"), gemini("Three", "r2", finishReason="STOP"))),
+}
+
+
+@pytest.mark.parametrize("case", AGAIN)
+async def test_a_reply_that_begins_again_is_not_one_reply(case: str, server: LoopbackServer) -> None:
+    """A gateway that asks its own server once more in the middle of a stream: the attempt is over, and typed."""
+    name, reply = AGAIN[case]
+    server.script(reply)
+    with pytest.raises(ProviderUnavailable, match=r"^the server began the reply again before it was whole$"):
+        await ask(name)
+
+
+async def test_what_came_before_a_reply_began_again_is_abandoned(server: LoopbackServer, tmp_path: Path) -> None:
+    """Nothing of it gets into the message, and the next attempt counts."""
+    run = await run_of(tmp_path, server, MODELS["anthropic"], AGAIN["anthropic"][1], once=True)
+    assert [event.partial for event in of_type(run.events, MessageAbandonedEvent)] == ["One"]
+    assert texts(run.events)[::2] == ["Fine."] * 3
+
+
+LATE: dict[str, tuple[str, Reply]] = {
+    "anthropic": ("anthropic", sse(*begun("m1", "Hello"), *ENDED, *begun("m2", "LATE")[1:])),
+    "anthropic again": ("anthropic", sse(*begun("m1", "Hello"), *ENDED, *begun("m2", "LATE"), *ENDED)),
+    "anthropic error": ("anthropic", sse(*begun("m1", "Hello"), *ENDED, {"type": "error", "error": {"type": "x"}})),
+    "openai": ("openai", sse(HELLO, STOP, chunk({"content": "LATE"}), DONE)),
+    "openai again": ("openai", sse(HELLO, STOP, HELLO | {"id": "c2"}, chunk({"content": "x"}), STOP, DONE)),
+    "responses": ("responses", sse(said("Hello"), COMPLETED, said("LATE"), CREATED, said("LATE"), COMPLETED)),
+    "google": ("google", sse(gemini("Hello", finishReason="STOP"), gemini("LATE", "r2"), gemini("LATE", "r2"))),
+    "ollama": ("ollama", ndjson(line("Hello"), DONE_LINE, line("LATE"), {"error": "late"})),
+}
+
+
+@pytest.mark.parametrize("case", LATE)
+async def test_nothing_after_the_end_of_a_reply_is_part_of_it(case: str, server: LoopbackServer) -> None:
+    """What the provider called the end is the end."""
+    name, reply = LATE[case]
+    server.script(reply)
+    response = await ask(name)
+    assert (response.message.content, response.finish.reason.value) == ("Hello", "stop")
+
+
+PECULIAR: dict[str, tuple[str, Reply]] = {
+    "anthropic: twice begun, nothing said": ("anthropic", sse(begun("m0")[0], *begun("m1", "Hel", "lo"), *ENDED)),
+    "openai: every chunk its own id and role": (
+        "openai",
+        sse(*(chunk({"role": "assistant", "content": c}, id=f"c{i}") for i, c in enumerate("Hello")), STOP, DONE),
+    ),
+    "openai: a role in every chunk": (
+        "openai",
+        sse(*(chunk({"role": "assistant", "content": c}) for c in "Hello"), STOP, DONE),
+    ),
+    "openai: another id at the end": ("openai", sse(HELLO, chunk({"content": ""}), STOP | {"id": "c2"}, DONE)),
+    "openai: no id": ("openai", sse(HELLO | {"id": ""}, chunk({"content": ""}, id=None), STOP, DONE)),
+    "openai: every chunk the last": ("openai", sse(*(chunk({"content": c}, "stop") for c in "Hello"), DONE)),
+    "google: every chunk its own id": (
+        "google",
+        sse(*(gemini(c, f"r{i}") for i, c in enumerate("Hell")), gemini("o", "r9", finishReason="STOP")),
+    ),
+    "google: every chunk the last": ("google", sse(*(gemini(c, finishReason="STOP") for c in "Hello"))),
+}
+
+
+@pytest.mark.parametrize("case", PECULIAR)
+async def test_peculiar_servers_keep_their_whole_replies(case: str, server: LoopbackServer) -> None:
+    """Ids, roles and reasons that say nothing are not taken for an end or another beginning."""
+    name, reply = PECULIAR[case]
+    server.script(reply)
+    response = await ask(name)
+    assert (response.message.content, response.finish.reason.value) == ("Hello", "stop")
+
+
+@pytest.mark.parametrize("name", ["anthropic", "responses", "ollama"])
+async def test_a_whole_reply_does_not_wait_for_the_line_to_close(name: str, server: LoopbackServer) -> None:
+    """A server that says the reply is at its end and then nothing more is not timed out, nor asked again."""
+    events = {"anthropic": 6, "responses": 5, "ollama": 2}[name]
+    server.script(Reply("Hello", hang=events))
+    assert (await ask(name)).message.content == "Hello"
+
+
+@pytest.mark.parametrize("name", ["anthropic", "responses", "ollama", "openai"])
+async def test_a_whole_reply_leaves_its_connection_to_the_next(name: str, server: LoopbackServer) -> None:
+    """What a server sends after the end is read all the same, for else every request would have to connect anew."""
+
+
+# Replies of several messages, and those that come whole
+
+
+MESSAGE = {"type": "message", "id": "i0", "role": "assistant", "status": "completed"}
+
+
+def output(*contents: list[dict[str, Any]]) -> dict[str, Any]:
+    """The end of a reply of the Responses API with these messages."""
+    items = [{"type": "reasoning", "id": "t", "summary": []}, *(MESSAGE | {"content": each} for each in contents)]
+    return COMPLETED | {"response": COMPLETED["response"] | {"output": items}}
+
+
+def whole_text(text: str) -> list[dict[str, Any]]:
+    return [{"type": "output_text", "text": text, "annotations": []}]
+
+
+@pytest.mark.parametrize(
+    ("events", "text", "reason"),
+    [
+        ([said("A."), said("B.", 1), COMPLETED], "A.\n\nB.", "stop"),
+        ([said("A"), said(".", content_index=1), said("B.", 2), COMPLETED], "A.\n\nB.", "stop"),
+        ([said("A."), said("", 1), COMPLETED], "A.", "stop"),
+        ([said("A.", kind="output_text.done"), said("B.", 1, "output_text.done"), COMPLETED], "A.\n\nB.", "stop"),
+        ([said("A."), said("A.", kind="output_text.done"), said("B.", 1, "output_text.done"), COMPLETED], "A.\n\nB.", "stop"),
+        ([said("No.", kind="refusal.done"), COMPLETED], "No.", "refusal"),
+        ([output(whole_text("A."), whole_text("B."))], "A.\n\nB.", "stop"),
+        ([said("A."), output(whole_text("A."), whole_text("B."))], "A.\n\nB.", "stop"),
+        ([said("A."), said("B.", 1), output(whole_text("A."), whole_text("B."))], "A.\n\nB.", "stop"),
+        ([said("A."), said("B."), output(whole_text("A."), whole_text("B."))], "A.B.", "stop"),
+        ([output([{"type": "refusal", "refusal": "No."}])], "No.", "refusal"),
+        ([COMPLETED | {"response": COMPLETED["response"] | {"output": None}}], "", "stop"),
+    ],
+)
+async def test_a_reply_of_the_responses_api_is_whole(
+    events: list[dict[str, Any]], text: str, reason: str, server: LoopbackServer
+) -> None:
+    """What comes only at the end is not lost, nothing comes twice, and a blank line is between two messages."""
+    server.script(sse(*events))
+    response = await ask("responses")
+    assert (response.message.content, response.finish.reason.value) == (text, reason)
+
+
+@pytest.mark.parametrize("kind", ["reasoning_summary_text", "reasoning_text"])
+async def test_thinking_of_the_responses_api_may_come_whole(kind: str, server: LoopbackServer) -> None:
+    """The same of thinking."""
+    parts = [said("One.", kind=f"{kind}.delta"), said("One.", kind=f"{kind}.done")]
+    server.script(sse(*parts, said("Two.", 1, f"{kind}.done"), said("Hello", 2), COMPLETED))
+    response = await ask("responses")
+    apart = "\n\n" if "summary" in kind else ""
+    assert [block.text for block in response.message.thinking] == [f"One.{apart}Two."]
+    assert response.message.content == "Hello"
+
+
+# Line ends within a line
+
+ODD = "a\x85b\u2028c\u2029d\u00e9\U0001f99ce"
+
+
+@ALL
+async def test_line_ends_of_unicode_are_letters_of_a_reply(name: str, server: LoopbackServer) -> None:
+    """JSON may hold them as they are, and then no stream ends a line there."""
+    server.script(
+        {
+            "anthropic": sse_raw(*begun("m1", ODD), *ENDED),
+            "openai": sse_raw(chunk({"content": ODD}), STOP, DONE),
+            "responses": sse_raw(said(ODD), COMPLETED),
+            "google": sse_raw(gemini(ODD, finishReason="STOP")),
+            "ollama": ndjson(line(ODD), DONE_LINE),
+        }[name]
+    )
+    assert (await ask(name)).message.content == ODD
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [(b"", b""), (b"\n", b"\r\n"), (b"\n", b"\n\n"), (b"\n", b"\n \r\n"), (b'{"model', b'\xef\xbb\xbf{"model')],
+    ids=["plain", "crlf", "blank lines", "blanks", "byte order mark"],
+)
+@pytest.mark.parametrize("ended", [True, False], ids=["line end", "none at the last"])
+async def test_lines_of_ollama_may_be_parted_in_other_ways(
+    old: bytes, new: bytes, ended: bool, server: LoopbackServer
+) -> None:
+    """As servers of the kind do; compressed as well, for the SDK offers that."""
+    body: bytes = ndjson(line(ODD), DONE_LINE).body.replace(old, new, 1 if b"model" in old else -1)
+    body = body if ended else body.rstrip()
+    headers = {"Content-Type": "application/x-ndjson"}
+    server.script(
+        Reply(body=body, headers=headers),
+        Reply(body=gzip.compress(body), headers=headers | {"Content-Encoding": "gzip"}),
+    )
+    for _ in range(2):
+        assert (await ask("ollama")).message.content == ODD
+
+
+async def test_bytes_that_are_no_text_are_no_reply(server: LoopbackServer) -> None:
+    """Nothing is put in their place."""
+    server.script(Reply(body=ndjson(line("a?b"), DONE_LINE).body.replace(b"?", b"\xff")))
+    with pytest.raises(ProviderUnavailable, match="the server sent what the Ollama API does not"):
+        await ask("ollama")

@@ -56,7 +56,33 @@ def test_a_talk_that_takes_a_name_in_use_says_so(pidgin: Pidgin) -> None:
     told = pidgin(*TALK, "-n", "mine")
     assert told.status == 0
     assert told.err == f"Note: {first.experiment_id} answers to the name 'mine', too; tell them apart by their ids\n"
-    run = ("run", *TALK[1:], "-n", "Mine!")
-    assert " answer to the name 'Mine!', too" in pidgin(*run).err
-    assert pidgin(*run, "--seed", "1").status == 2
+    assert pidgin("run", *TALK[1:], "-n", "Mine!", "-q").err == "", "which is found by this very name alone"
+    assert pidgin("show", "Mine!").status == 0
     assert pidgin(*TALK, "-n", "yours").err == ""
+
+
+@pytest.mark.parametrize("verb", ["stop", "pause", "resume", "show"])
+def test_a_name_never_stands_for_another(pidgin: Pidgin, verb: str) -> None:
+    """What a folder's name cannot show of two names does not make one of them, and names in any alphabet work."""
+    for name in ("中国 study", "日本"):
+        assert pidgin(*TALK, "-n", name).status == 0
+    ids = {folder.name(): folder.experiment_id for folder in OutputRoot().folders()}
+    assert "no experiment '日本 study'" in error_of(pidgin(verb, "日本 study"))
+    for named, experiment_id in ids.items():
+        said = pidgin(verb, str(named), *(("--display", "quiet") if verb == "resume" else ()))
+        if verb in ("stop", "pause"):
+            assert f"{experiment_id} is not running" in error_of(said)
+        else:
+            assert said.status == 0
+            assert verb != "show" or said.out.startswith(f"{experiment_id}  {named}")
+
+
+def test_a_name_without_a_latin_letter_is_one_name(pidgin: Pidgin, tmp_path: Path) -> None:
+    """Such an experiment goes on with its spec, is not taken for another, and a second of the name is told of."""
+    run = ("run", *TALK[1:], "-q")
+    for name in ("日本", "中国", "日本"):
+        assert pidgin(*run, "-n", name).status == 0
+    assert [folder.name() for folder in OutputRoot().folders()] in (["日本", "中国"], ["中国", "日本"])
+    assert "is in use by experiment" in error_of(pidgin(*run, "-n", "日本", "--temperature", "0.5"))
+    assert "answers to the name '中国', too" in pidgin(*TALK, "-n", "中国").err
+    assert "is ambiguous" in error_of(pidgin("show", "中国"))

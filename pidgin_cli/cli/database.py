@@ -18,7 +18,7 @@ from rich.table import Table
 from pidgin_cli.conversation.replay import rebuild_requests
 from pidgin_cli.core.errors import LogError, NotFound, SpecError
 from pidgin_cli.core.events import ConversationStartEvent
-from pidgin_cli.database.foreign import Adopted, adopt
+from pidgin_cli.database.foreign import Adopted, Adoption, adopt
 from pidgin_cli.database.importer import Imported
 from pidgin_cli.database.query import Answer, ask, json_value, write_parquet
 from pidgin_cli.database.schema import MetricColumn
@@ -26,7 +26,6 @@ from pidgin_cli.database.store import EventStore
 from pidgin_cli.database.verify import Checked, verify
 from pidgin_cli.eventlog.folder import ExperimentFolder, OutputRoot
 from pidgin_cli.eventlog.log import read_record
-from pidgin_cli.experiments.library import namesakes
 from pidgin_cli.experiments.lineage import prefix, whole
 from pidgin_cli.experiments.registry import living_runner
 from pidgin_cli.metrics.catalogue import Kind, load_plugins, message_metrics
@@ -111,8 +110,15 @@ def import_records(
         check_embeddings(embeddings)
     root = existing_root(output)
     folders = list(root.folders()) if everything else []
+    foreign: list[Adoption] = []
     for target in targets:
-        folders += _folders_of(root, target, quiet=as_json)
+        found = _folders_of(root, target)
+        if isinstance(found, Adoption):
+            foreign.append(found)
+            _print_adoption(found, quiet=as_json)
+            folders += [adopted.folder for adopted in found.experiments]
+        else:
+            folders.append(found)
     folders = list({folder.experiment_id: folder for folder in folders}.values())
     if not folders:
         click.echo("[]" if as_json else f"There is nothing in {visible(str(root.experiments))} yet.")
@@ -139,7 +145,8 @@ def import_records(
         ]
         click.echo(_safe_json(rows))
     refused = any(each.failed is not None for each in measured.values())
-    return int(refused or any(imported.failed or _is_broken(imported) for imported in told))
+    lost = any(adoption.left_out for adoption in foreign)
+    return int(refused or lost or any(imported.failed or _is_broken(imported) for imported in told))
 
 
 def _measure(
@@ -229,22 +236,35 @@ def _print_imported(imported: Imported) -> None:
         click.echo(f"  {count(imported.unknown, 'line')} of types that this version does not know; kept in events")
 
 
-def _folders_of(root: OutputRoot, target: str, *, quiet: bool) -> list[ExperimentFolder]:
+def _folders_of(root: OutputRoot, target: str) -> ExperimentFolder | Adoption:
     path = Path(target)
-    looks_like_path = path.exists() and (path.is_file() or os.sep in target)
-    if not looks_like_path or _is_own(path):
-        try:
-            return [_at_home(root, root.find(target))]
-        except NotFound:
-            if not path.exists() or namesakes(root, target):
-                raise
+    if not _is_own(path):
+        if path.is_dir() and os.sep not in target and _holds_records(path):
+            # It goes before an experiment of that name, which may be what it became when it was taken before.
+            try:
+                return adopt(root, path)
+            except SpecError as error:
+                if not root.named(target):
+                    raise
+                _note(str(error))
+        elif path.is_file() or (path.is_dir() and os.sep in target):
+            return _of_path(root, path)
+    try:
+        return _at_home(root, root.find(target))
+    except NotFound:
+        if not path.exists() or root.named(target):
+            raise
+    return _of_path(root, path)
+
+
+def _of_path(root: OutputRoot, path: Path) -> ExperimentFolder | Adoption:
     if _is_own(path.absolute().parent) and path.is_file():
-        return [_at_home(root, ExperimentFolder(path.absolute().parent))]
-    found = adopt(root, path)
-    if not quiet:
-        for adopted in found:
-            _print_adopted(adopted)
-    return [adopted.folder for adopted in found]
+        return _at_home(root, ExperimentFolder(path.absolute().parent))
+    return adopt(root, path)
+
+
+def _holds_records(path: Path) -> bool:
+    return any(file.suffix in (".jsonl", ".txt") for file in path.rglob("*"))
 
 
 def _is_own(path: Path) -> bool:
@@ -277,12 +297,27 @@ def _at_home(root: OutputRoot, folder: ExperimentFolder) -> ExperimentFolder:
     return ExperimentFolder(home)
 
 
+def _print_adoption(adoption: Adoption, *, quiet: bool) -> None:
+    for adopted in adoption.experiments:
+        if not quiet:
+            _print_adopted(adopted)
+        for name in adopted.changed:
+            _note(f"{name} has changed since it was taken; its conversation is replaced")
+        for name, experiment_id in adopted.elsewhere:
+            _note(f"{name} is in {experiment_id} as well; a query over everything counts it twice")
+    for part in adoption.torn:
+        _note(part)
+    for part in adoption.left_out:
+        _note(f"left out: {part}")
+
+
 def _print_adopted(adopted: Adopted) -> None:
     what = count(adopted.conversations, "conversation")
-    where = visible(str(adopted.folder.path))
-    click.echo(f"{where}: {what}" + ("" if adopted.new else ", taken before"))
-    for part in adopted.left_out:
-        _note(f"left out: {part}")
+    if adopted.new == 0:
+        what += ", taken before"
+    elif adopted.new < adopted.conversations:
+        what += f", {adopted.new} of them new"
+    click.echo(f"{visible(str(adopted.folder.path))}: {what}")
 
 
 def origins(store: EventStore, root: OutputRoot, taken: Iterable[str]) -> list[ExperimentFolder]:

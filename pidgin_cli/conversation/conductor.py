@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec.structs import replace
 
-from pidgin_cli.core.errors import ContextLengthExceeded, LogError, ProviderError, ProviderTimeout
+from pidgin_cli.core.errors import ContextLengthExceeded, LogError, ProviderError
 from pidgin_cli.core.events import (
     SCHEMA_VERSION,
     AgentNamedEvent,
@@ -47,6 +47,7 @@ from pidgin_cli.core.types import (
     AgentSettings,
     Delta,
     EndReason,
+    FinishReason,
     Message,
     ModelRequest,
     ModelResponse,
@@ -115,6 +116,8 @@ SUMMARY_QUESTION = (
     "what was agreed, and where it was heading."
 )
 SUMMARY_MAX_TOKENS = 1024
+SUMMARY_MAX_TOKENS_AFTER_ALL = 4096
+"""Where the first were not enough."""
 
 _NAME_PHRASES = re.compile(
     r"^(?:(?:sure|okay|ok|certainly|of course|hello|hi)[,.!]*\s+)?"
@@ -822,7 +825,7 @@ class Conductor:
 
         async def set_aside_again(error: ProviderError) -> None:
             nonlocal most
-            if isinstance(error, ProviderTimeout) and self._purse is not None and most is not None:
+            if error.may_be_billed and self._purse is not None and most is not None:
                 spent, most = most, _NOTHING
                 self._purse.settle(spent, spent)
                 most = await self._reserve(self._purse, seat, request)
@@ -852,8 +855,8 @@ class Conductor:
                 return response
             except ProviderError as error:
                 if not fold.started:
-                    if most is not None and isinstance(error, ProviderTimeout):
-                        used = most  # the provider may have answered what nobody waited for any more
+                    if most is not None and error.may_be_billed:
+                        used = most
                     raise  # `Retrying` has done what it could
                 if most is not None:
                     used = most  # nobody knows how far the model got
@@ -1000,7 +1003,7 @@ class Conductor:
         from_turn = progress.views[seat.agent.id].state.first_turn
         try:
             summary, model_id = await self._summarise(seat, from_turn, first_turn)
-        except ContextLengthExceeded as error:
+        except (ContextLengthExceeded, _NoSummary) as error:
             self._publish(self._context_limit(seat, found.needed, found.limit, str(error)))
             raise Stop("context", EndReason.CONTEXT_LIMIT) from None
         self._publish(
@@ -1017,6 +1020,12 @@ class Conductor:
         )
 
     async def _summarise(self, seat: _Seat, from_turn: int, to_turn: int) -> tuple[str, str]:
+        """The summary and the model that wrote it.
+
+        Raises:
+            _NoSummary: what it wrote is none. An agent that remembered a refusal, or half of a sentence, in the
+                place of all that was said would go on with another conversation.
+        """
         model_id = self.spec.context.model
         settings = AgentSettings(max_tokens=SUMMARY_MAX_TOKENS)
         writer = seat if model_id is None else await self._seat(replace(seat.agent, model=model_id, settings=settings))
@@ -1026,7 +1035,15 @@ class Conductor:
             parts.insert(1, f"Summary of what came before: {earlier}")
         text = "\n\n".join(parts)
         response = await self._side_question(writer, SUMMARY_SYSTEM, text, "summary", settings)
-        return response.message.content.strip() or self.spec.placeholders.blank, writer.agent.model
+        if response.finish.reason is FinishReason.LENGTH:  # models that think write after it
+            settings = AgentSettings(max_tokens=SUMMARY_MAX_TOKENS_AFTER_ALL)
+            response = await self._side_question(writer, SUMMARY_SYSTEM, text, "summary", settings)
+        summary = response.message.content.strip()
+        if not is_whole(response):
+            raise _NoSummary(f"{writer.agent.model} wrote no summary (finish reason: {response.finish.reason})")
+        if not summary:
+            raise _NoSummary(f"{writer.agent.model} wrote an empty summary")
+        return summary, writer.agent.model
 
     def _context_limit(
         self, seat: _Seat, needed: int | None = None, limit: int | None = None, reported: str | None = None
@@ -1058,7 +1075,8 @@ class Conductor:
         )
         response = await self._ask(seat, request, asking)
         cost = 0.0 if response.finish.cached else self._cost(seat, seat.agent.model, response.usage)
-        self._publish(self.progress.count(seat.agent.id, seat.agent.model, response.usage, cost, purpose))
+        usage = self.progress.count(seat.agent.id, seat.agent.model, response.usage, cost, purpose)
+        self._publish(replace(usage, cached=True) if response.finish.cached else usage)
         return response
 
     async def _choose_name(self, seat: _Seat) -> None:
@@ -1066,7 +1084,7 @@ class Conductor:
         text = self.spec.tagged(NAME_QUESTION).content
         response = await self._side_question(seat, seat.agent.system_prompt, text, "name", seat.agent.settings)
         reply = response.message.content
-        name = parse_name(reply)
+        name = parse_name(reply) if is_whole(response) else None
         taken = {self.progress.names[agent_id] for agent_id in self.progress.named}
         wanted = unique = name or seat.agent.name
         number = 2
@@ -1102,6 +1120,15 @@ class Conductor:
             self.control.stop(signal.by, signal.reason)
         else:
             self.control.pause(signal.by)
+
+
+class _NoSummary(Exception):
+    """A model was asked for a summary and gave none."""
+
+
+def is_whole(response: ModelResponse) -> bool:
+    """Whether a reply ended of its own accord, as far as its server tells."""
+    return response.finish.reason in (FinishReason.STOP, FinishReason.UNKNOWN)
 
 
 def _bytes_of(request: ModelRequest) -> int:

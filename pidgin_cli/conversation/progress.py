@@ -391,7 +391,8 @@ class Progress:
 
     def usage_event(self, event: MessageCompleteEvent) -> TokenUsageEvent:
         """The usage event that belongs to a message."""
-        return self.count(event.agent_id, event.model_requested, event.usage, event.cost, "message")
+        usage = self.count(event.agent_id, event.model_requested, event.usage, event.cost, "message")
+        return replace(usage, cached=True) if event.cached else usage
 
     def count(self, agent_id: str, model_id: str, usage: Usage, cost: float | None, purpose: str) -> TokenUsageEvent:
         """A usage event with running totals after it."""

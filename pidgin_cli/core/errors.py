@@ -80,6 +80,7 @@ class ProviderError(PidginError):
         retry_after_s: seconds the provider asked to wait, if it did.
         attempt: the attempt that failed, counted from 1.
         limits: what the answer said of the account's limits.
+        sent: whether the request may have reached the provider.
     """
 
     retryable: ClassVar[bool] = False
@@ -93,6 +94,7 @@ class ProviderError(PidginError):
         retry_after_s: float | None = None,
         attempt: int = 1,
         limits: "tuple[RateLimit, ...]" = (),
+        sent: bool = True,
     ) -> None:
         super().__init__(message)
         self.provider = provider
@@ -100,6 +102,12 @@ class ProviderError(PidginError):
         self.retry_after_s = retry_after_s
         self.attempt = attempt
         self.limits = limits
+        self.sent = sent
+
+    @property
+    def may_be_billed(self) -> bool:
+        """Whether the provider may have answered, and charge for, what never arrived."""
+        return self.sent and isinstance(self, ProviderTimeout | ProviderUnavailable)
 
 
 class AuthenticationFailed(ProviderError):

@@ -197,6 +197,8 @@ class TokenUsageEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
     cost: float | None = None
     purpose: Literal["message", "name", "summary", "abandoned"] = "message"
     """`abandoned`: what a reply used that broke off, as far as it was reported; a lower bound, marked estimated."""
+    cached: bool = False
+    """The reply came from the response cache: the tokens are those of when it was paid for; no budget counts them."""
     total_tokens: int | None = None
     """Prompt and completion tokens of the conversation so far; absent as soon as one reply did not report them."""
     total_cost: float | None = None
@@ -406,6 +408,8 @@ class APIErrorEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
     retryable: bool
     attempt: int
     wait_s: float | None = None
+    may_be_billed: bool = False
+    """The provider may have answered what never arrived: the attempt counts with all that was set aside for it."""
     message: str
 
 

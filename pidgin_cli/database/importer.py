@@ -543,6 +543,9 @@ def _text(data: bytes) -> str:
 
 
 _WHOSE = "_id AS conversation_id, $experiment AS experiment_id"
+_ELSEWHERE = "(SELECT _id FROM ConversationStartEvent WHERE spec->'$.source' IS NOT NULL)"
+"""Conversations of records that Pidgin did not write, which do not say which attempt a reply was."""
+
 _UNDATED = "(SELECT _id FROM ConversationStartEvent WHERE spec->>'$.source.format' = 'transcript')"
 """Conversations that were taken in from plain text, whose events have the time of that and no other."""
 
@@ -570,6 +573,7 @@ _SELECTS = {
             FROM ConversationStartEvent QUALIFY row_number() OVER (PARTITION BY _id ORDER BY _n) = 1
         ),
         said AS (SELECT _id, count(*) AS messages FROM MessageCompleteEvent GROUP BY _id),
+        untold AS (SELECT DISTINCT _id FROM MessageCompleteEvent WHERE finish_reason = 'unknown'),
         turned AS (SELECT _id, count(*) AS turns FROM TurnCompleteEvent GROUP BY _id),
         paid AS (
             SELECT _id, count(*) AS n, count(prompt_tokens) AS n_prompt, count(completion_tokens) AS n_completion,
@@ -597,12 +601,17 @@ _SELECTS = {
             CASE WHEN e._n IS NOT NULL THEN coalesce(e.invalid, []) END AS invalid_reasons,
             CASE WHEN e._n IS NOT NULL THEN coalesce(cardinality(e.notable), 0) > 0 END AS notable,
             CASE WHEN e._n IS NOT NULL THEN coalesce(e.notable['empty'], 0) END AS empty_messages,
-            CASE WHEN e._n IS NOT NULL THEN coalesce(e.notable['refused'], 0) END AS refused_messages,
-            CASE WHEN e._n IS NOT NULL THEN coalesce(e.notable['truncated'], 0) END AS truncated_messages,
-            CASE WHEN e._n IS NOT NULL THEN coalesce(e.notable['filtered'], 0) END AS filtered_messages,
+            CASE WHEN e._n IS NOT NULL AND untold._id IS NULL THEN coalesce(e.notable['refused'], 0) END
+                AS refused_messages,
+            CASE WHEN e._n IS NOT NULL AND untold._id IS NULL THEN coalesce(e.notable['truncated'], 0) END
+                AS truncated_messages,
+            CASE WHEN e._n IS NOT NULL AND untold._id IS NULL THEN coalesce(e.notable['filtered'], 0) END
+                AS filtered_messages,
             CASE WHEN e._n IS NOT NULL THEN coalesce(e.notable['text_replaced'], 0) END AS text_replaced_messages,
-            CASE WHEN e._n IS NOT NULL THEN coalesce(e.notable['served_model'], 0) END AS other_model_messages,
-            CASE WHEN e._n IS NOT NULL THEN coalesce(e.notable['fingerprint'], 0) END AS other_fingerprint_messages,
+            CASE WHEN e._n IS NOT NULL AND s.told.source IS NULL THEN coalesce(e.notable['served_model'], 0) END
+                AS other_model_messages,
+            CASE WHEN e._n IS NOT NULL AND s.told.source IS NULL THEN coalesce(e.notable['fingerprint'], 0) END
+                AS other_fingerprint_messages,
             s.origin.conversation_id AS origin_conversation_id, s.origin.turn AS origin_turn,
             s.origin.message_index AS origin_message_index, s.origin.digest AS origin_digest,
             e.metrics AS metrics, s.told.source AS source, s.pidgin_version, s.schema_version, s.spec_hash, s.spec,
@@ -613,6 +622,7 @@ _SELECTS = {
         LEFT JOIN starts s ON s._id = t.id
         LEFT JOIN ConversationEndEvent e ON e._id = t.id AND e._n = x.end_n
         LEFT JOIN said ON said._id = t.id
+        LEFT JOIN untold ON untold._id = t.id
         LEFT JOIN turned ON turned._id = t.id
         LEFT JOIN paid ON paid._id = t.id
         LEFT JOIN counted ON counted._id = t.id
@@ -656,8 +666,9 @@ _SELECTS = {
         SELECT m._id AS conversation_id, $experiment AS experiment_id, message_index, m.turn_number, m.agent_id,
             m.message.id AS message_id, m.message.content AS content, m.finish_reason,
             regexp_full_match(m.message.content, '[\s\x0b\x1c-\x1f\x{85}\pZ]*') AS empty,
-            m.finish_reason = 'refusal' AS refused, m.finish_reason = 'length' AS truncated,
-            m.finish_reason = 'content_filter' AS filtered,
+            nullif(m.finish_reason, 'unknown') = 'refusal' AS refused,
+            nullif(m.finish_reason, 'unknown') = 'length' AS truncated,
+            nullif(m.finish_reason, 'unknown') = 'content_filter' AS filtered,
             coalesce(m.text_replaced, false) OR coalesce(m.message.text_replaced, false) AS text_replaced,
             m.usage.prompt_tokens AS prompt_tokens, m.usage.completion_tokens AS completion_tokens,
             m.usage.thinking_tokens AS thinking_tokens, m.usage.cached_tokens AS cached_tokens,
@@ -665,10 +676,10 @@ _SELECTS = {
             m.cost AS cost_usd, m.timing.queued_ms AS queued_ms, m.timing.ttft_ms AS ttft_ms,
             m.timing.duration_ms AS duration_ms, m.timing.tokens_per_s AS tokens_per_s, m.model_requested,
             m.model_served, m.fingerprint, m.request_id, coalesce(m.cached, false) AS cached,
-            coalesce(m.attempt, 1) AS attempt, asked.digest AS view_digest, asked.at_ AS requested_at,
+            CASE WHEN _id NOT IN $$ELSEWHERE$$ THEN coalesce(m.attempt, 1) END AS attempt, asked.digest AS view_digest, asked.at_ AS requested_at,
             CASE WHEN _id NOT IN $$UNDATED$$ THEN m._at END AS completed_at, m._seq AS seq
         FROM MessageCompleteEvent m LEFT JOIN asked USING (_id, message_index)
-        """.replace("$$UNDATED$$", _UNDATED),
+        """.replace("$$UNDATED$$", _UNDATED).replace("$$ELSEWHERE$$", _ELSEWHERE),
     "thinking": f"""
         SELECT {_WHOSE}, message_index, row_number() OVER (PARTITION BY _id, message_index ORDER BY _n) - 1 AS block,
             turn_number, agent_id, content, tokens, coalesce(redacted, false) AS redacted, _seq AS seq

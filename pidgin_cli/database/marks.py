@@ -65,9 +65,7 @@ def marks_of(lines: Sequence[str]) -> list[Mark]:
         marks = found[own]
         _refuse_others(lines, marks)
         return marks
-    told = {
-        style: readings for style, marks in found.items() if (readings := _readings(marks, certain=style is own))
-    }
+    told = {style: readings for style, marks in found.items() if (readings := _readings(marks, certain=style is own))}
     if len(told) > 1:
         raise LogError(_untold([mark for style in told for mark in found[style]]))
     for style, readings in told.items():
@@ -78,7 +76,10 @@ def marks_of(lines: Sequence[str]) -> list[Mark]:
         return marks
     if not found:
         raise LogError("no line in it says who speaks, as `Name 1:` or `### Name 1 ###` would")
-    raise LogError(_untold(list(chain.from_iterable(found.values()))))
+    marks = list(chain.from_iterable(found.values()))
+    if len({mark.speaker for mark in marks}) == 1:
+        _refuse_others(lines, marks)
+    raise LogError(_untold(marks))
 
 
 def _found(lines: Sequence[str], style: re.Pattern[str]) -> list[Mark]:
@@ -94,7 +95,7 @@ def _untold(marks: Sequence[Mark]) -> str:
     times = Counter(mark.speaker for mark in marks)
     if len(times) == 1:
         (speaker,) = times
-        return f"only `{speaker}` speaks in it (line {marks[0].place + 1}), and more than once: others are not marked so"
+        return f"only `{speaker}` speaks in it (line {marks[0].place + 1}), and {len(marks)} times"
     place = {mark.speaker: mark.place + 1 for mark in reversed(marks)}
     shown = ", ".join(
         f"`{speaker}` {'once' if number == 1 else f'{number} times'} (line {place[speaker]})"
@@ -157,9 +158,7 @@ def _settled(marks: Sequence[Mark], readings: Sequence[frozenset[str]]) -> list[
     fits = all(other <= best for other in readings) and (len(readings) == 1 or min(times.values()) > 1)
     # A number that is taken shows that a heading is one; any other may be a speaker who seldom speaks.
     taken = {speaker.number for speaker in times}
-    headings = {
-        mark.speaker.label for mark in marks if mark.speaker.label not in best and mark.speaker.number in taken
-    }
+    headings = {mark.speaker.label for mark in marks if mark.speaker.label not in best and mark.speaker.number in taken}
     if not fits or any(mark.speaker.label not in best | headings for mark in marks):
         raise LogError(_untold(marks))
     return chosen
@@ -175,7 +174,9 @@ def _refuse_others(lines: Sequence[str], marks: Sequence[Mark]) -> None:
     labels = "|".join(re.escape(label) for label in {speaker.label for speaker in speakers})
     numbers = Counter(speaker.label for speaker in speakers)
     alone = {label for label, several in numbers.items() if several == 1 and len(numbers) > 1}
-    known = re.compile(rf"(?P<before>{_DECORATED})(?:{labels})[ _-]?\d{{1,2}}(?P<after>[\s#*_\]]*)(?P<rest>.*)", re.I)
+    known = re.compile(
+        rf"(?P<before>{_DECORATED})(?:{labels})[ _-]?\d{{1,2}}(?P<after>[\s#*_\]]*)(?P<rest>.*)", re.IGNORECASE
+    )
     places = {mark.place for mark in marks}
     for place, line in enumerate(lines):
         if place in places:
@@ -187,8 +188,9 @@ def _refuse_others(lines: Sequence[str], marks: Sequence[Mark]) -> None:
         named = _NAMED.fullmatch(line)
         meant = meant or (named is not None and (len(marks) == 1 or named["label"] in alone))
         if meant or (len(marks) == 1 and any(style.fullmatch(line) for style in _NUMBERED)):
+            shown = line.strip()[:60]
             raise LogError(
-                f"line {place + 1} may be a mark and is not written as line {marks[0].place + 1} is: {line.strip()[:60]!r}"
+                f"line {place + 1} may be a mark and is not written as line {marks[0].place + 1} is: {shown!r}"
             )
 
 

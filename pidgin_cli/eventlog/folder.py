@@ -18,10 +18,13 @@ from msgspec import Struct
 
 from pidgin_cli.core.errors import LogError, NotFound, SpecError
 
-__all__ = ["ExperimentFolder", "OutputRoot", "new_id", "slug"]
+__all__ = ["ExperimentFolder", "OutputRoot", "new_id", "same_name", "slug"]
 
 _ALPHABET = string.ascii_lowercase + string.digits
-_FOLDER = re.compile(r"experiment_(?P<id>[a-z0-9]{8})(?:_(?P<name>.*))?_(?P<date>\d{8})")
+_FOLDER = re.compile(
+    r"experiment_(?P<id>[a-z0-9]{8})(?:(?:_(?P<name>.*))?_(?P<date>\d{8})|_(?P<renamed>[a-z0-9-]+))?"
+)
+"""The date is always there at first, and may be lost where a person renames a folder."""
 
 
 def new_id() -> str:
@@ -35,8 +38,16 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:60].strip("-")
 
 
+_UNREADABLE = (OSError, msgspec.DecodeError, UnicodeDecodeError)
+
+
 class _Named(Struct):
     name: str | None = None
+
+
+def same_name(one: str | None, other: str) -> bool:
+    """Whether two names are the same, however their accents are encoded."""
+    return one is not None and unicodedata.normalize("NFC", one) == unicodedata.normalize("NFC", other)
 
 
 class ExperimentFolder:
@@ -48,7 +59,8 @@ class ExperimentFolder:
             raise LogError(f"{path} is not the folder of an experiment")
         self.path = path
         self.experiment_id: str = match["id"]
-        self.slug: str = match["name"] or ""
+        self.slug: str = match["name"] or match["renamed"] or ""
+        self.is_dated = match["date"] is not None
 
     @property
     def manifest(self) -> Path:
@@ -65,10 +77,10 @@ class ExperimentFolder:
 
     def name(self) -> str | None:
         """The name as it was given, from a file: the folder's own has only what `slug` leaves of it."""
-        for path in (self.manifest, self.events):
-            with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError), path.open("rb") as file:
-                # Of the log its first line, for a manifest that is missing or damaged.
-                return msgspec.json.decode(file.read() if path is self.manifest else file.readline(), type=_Named).name
+        with contextlib.suppress(*_UNREADABLE):
+            return msgspec.json.decode(self.manifest.read_bytes(), type=_Named).name
+        with contextlib.suppress(*_UNREADABLE), self.events.open("rb") as log:
+            return msgspec.json.decode(log.readline(), type=_Named).name
         return self.slug or None
 
     def log(self, conversation_id: str) -> Path:
@@ -158,8 +170,10 @@ class OutputRoot:
                 with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
                     if _FOLDER.fullmatch(path.name) and path.is_dir():
                         found.append((path.stat().st_mtime, path))
-        for _, path in sorted(found, reverse=True):
-            yield ExperimentFolder(path)
+        folders = [ExperimentFolder(path) for _, path in sorted(found, reverse=True)]
+        dated = {folder.experiment_id for folder in folders if folder.is_dated}
+        # Beside the folder itself, one that has lost its date is a copy of it.
+        yield from (folder for folder in folders if folder.is_dated or folder.experiment_id not in dated)
 
     def named(self, wanted: str) -> list[ExperimentFolder]:
         """The experiments that are found by this name, newest first.
@@ -198,17 +212,12 @@ def _named(wanted: str, folders: Iterable[ExperimentFolder]) -> list[ExperimentF
         return []
     plain = slug(wanted)
     alike = [folder for folder in folders if folder.slug == plain]
-    same = [folder for folder in alike if _composed(folder.name() or "") == _composed(wanted)]
+    same = [folder for folder in alike if same_name(folder.name(), wanted)]
     shown = bool(plain) and plain == "-".join(wanted.lower().split())
     return same or (alike if shown else [])
 
 
-def _composed(name: str) -> str:
-    """A name in one spelling: an accent may be a letter of its own."""
-    return unicodedata.normalize("NFC", name)
-
-
 def _listed(folders: list[ExperimentFolder]) -> str:
     names = [(folder.experiment_id, folder.name()) for folder in folders[:5]]
-    shown = ", ".join(experiment_id + (f" ({name})" if name else "") for experiment_id, name in names)
+    shown = ", ".join(experiment_id + (f" ({' '.join(name.split())})" if name else "") for experiment_id, name in names)
     return shown + (", …" if len(folders) > 5 else "")

@@ -89,18 +89,18 @@ def spent_so_far(events: Iterable[Event]) -> Spent:
             broke_off = True
             under_way = under_way and not question
         elif isinstance(event, APIErrorEvent | RateLimitEvent):
-            timed_out = isinstance(event, APIErrorEvent) and event.error == ProviderTimeout.__name__
-            if timed_out and under_way and not broke_off:
+            billed = isinstance(event, APIErrorEvent) and event.may_be_billed
+            if billed and under_way and not broke_off:
                 usd, tokens = usd + most.usd, tokens + most.tokens
             broke_off = False
         elif isinstance(event, MessageCompleteEvent | ConversationEndEvent):
             under_way = False
         elif isinstance(event, TokenUsageEvent):
-            if event.purpose == "abandoned" and most != _NOTHING:
-                continue  # it is a part of what was set aside
-            known = event.prompt_tokens is not None and event.completion_tokens is not None
-            usd += most.usd if event.cost is None else event.cost
-            tokens += (event.prompt_tokens or 0) + (event.completion_tokens or 0) if known else most.tokens
+            is_part_of_most = event.purpose == "abandoned" and most != _NOTHING
+            if not event.cached and not is_part_of_most:
+                known = event.prompt_tokens is not None and event.completion_tokens is not None
+                usd += most.usd if event.cost is None else event.cost
+                tokens += (event.prompt_tokens or 0) + (event.completion_tokens or 0) if known else most.tokens
             under_way = under_way and not question
         elif isinstance(event, ConversationStartEvent | ConversationResumedEvent):
             if began is not None and last is not None:

@@ -5,8 +5,7 @@ from collections.abc import Collection
 from typing import Any
 
 from pidgin_cli.core.errors import LogError, NotFound, SpecError
-from pidgin_cli.eventlog.folder import ExperimentFolder, OutputRoot, slug
-from pidgin_cli.eventlog.manifest import read_manifest
+from pidgin_cli.eventlog.folder import ExperimentFolder, OutputRoot, same_name
 from pidgin_cli.spec.experiment import NOT_IN_HASH, ExperimentSpec, Resolved, experiment_hash, load, resolve, to_yaml
 
 __all__ = ["namesakes", "save_spec", "settle"]
@@ -24,7 +23,7 @@ def settle(
         SpecError: the name is in use by an experiment with another spec, or the spec is wrong.
         NotFound: several experiments have the name.
     """
-    folders = [] if spec.name is None else _named(root, spec.name)
+    folders = [] if spec.name is None else namesakes(root, spec.name)
     if not folders:
         resolved = resolve(spec, providers)
         return None, resolved.spec, resolved.notices
@@ -49,12 +48,8 @@ def settle(
 
 
 def namesakes(root: OutputRoot, name: str) -> list[ExperimentFolder]:
-    """The experiments that a person finds by this name, newest first. They need not be spelt the same."""
-    return [folder for folder in root.folders() if folder.slug and folder.slug == slug(name)]
-
-
-def _named(root: OutputRoot, name: str) -> list[ExperimentFolder]:
-    return [folder for folder in root.folders() if folder.slug == slug(name) and read_manifest(folder).name == name]
+    """The experiments that have this very name, newest first."""
+    return [folder for folder in root.named(name) if same_name(folder.name(), name)]
 
 
 def _differences(old: ExperimentSpec, new: Resolved) -> str:

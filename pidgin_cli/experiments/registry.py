@@ -69,6 +69,7 @@ class PidFile:
         started = psutil.Process().create_time()
         making = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
+            self.path.parent.mkdir(exist_ok=True)  # an experiment may have been copied here alone
             making.write_bytes(msgspec.json.encode({"pid": os.getpid(), "started": started}))
             making.replace(self.path)
         except OSError as error:
@@ -80,7 +81,6 @@ class PidFile:
             os.utime(self.path)
         except FileNotFoundError:
             with contextlib.suppress(OSError, LogError):
-                self.path.parent.mkdir(exist_ok=True)
                 self.write()
         except OSError:
             pass  # the next beat may be luckier
@@ -109,7 +109,7 @@ def living(pid_file: Path) -> Runner | None:
 def _is_written(pid_file: Path) -> bool:
     """Whether some process holds the log of the experiment that a PID file belongs to."""
     experiment_id = pid_file.stem.removeprefix("exp_")
-    for log in pid_file.parent.parent.glob(f"experiment_{experiment_id}_*/experiment_events.jsonl"):
+    for log in pid_file.parent.parent.glob(f"experiment_{experiment_id}*/experiment_events.jsonl"):
         with log.open("rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -650,7 +650,11 @@ def _of_reply(reply: Reply | None) -> dict[str, Value]:
     limit, taken = known.context_limit, usage.prompt_tokens
     spread = [entropy for each in known.alternatives if (entropy := _of_logprobs(each)) is not None]
     return {
-        "truncated": known.finish_reason is FinishReason.LENGTH if known.finish_reason is not None else None,
+        "truncated": (
+            known.finish_reason is FinishReason.LENGTH
+            if known.finish_reason not in (None, FinishReason.UNKNOWN)
+            else None
+        ),
         "token_logprob_mean": sum(known.logprobs) / len(known.logprobs) if known.logprobs else None,
         "token_entropy_mean": sum(spread) / len(spread) if spread else None,
         "latency_ms": timing.duration_ms,

@@ -249,6 +249,7 @@ def translate(exc: Exception, *secrets: str) -> ProviderError:
     kind = next(ERRORS[cls] for cls in type(exc).__mro__ if cls in ERRORS)
     text, status, retry_after = str(exc), None, None
     limits: tuple[RateLimit, ...] = ()
+    sent = True
     match exc:
         case sdk.APIStatusError():
             text = message_in(exc.body) or f"the server answered with status {exc.status_code}"
@@ -267,8 +268,8 @@ def translate(exc: Exception, *secrets: str) -> ProviderError:
                     kind = ContentFiltered
         case sdk.APIConnectionError():
             cause = exc.__cause__ or exc
-            never = isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout)
-            what = f"no connection to {exc.request.url.host}" if never else CUT_OFF
+            sent = not isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout)
+            what = CUT_OFF if sent else f"no connection to {exc.request.url.host}"
             text = f"{what}: {str(cause) or type(cause).__name__}"
         case httpx2.HTTPError() | httpx2.StreamError():
             text = f"{CUT_OFF}: {text or type(exc).__name__}"
@@ -276,7 +277,14 @@ def translate(exc: Exception, *secrets: str) -> ProviderError:
             text = "the request holds text that UTF-8 cannot carry"
         case ValueError() | TypeError() | AttributeError() | RecursionError():
             text = f"the server sent what the Anthropic API does not: {what_came(exc)}"
-    return kind(one_line(text, *secrets), provider=INFO.name, status=status, retry_after_s=retry_after, limits=limits)
+    return kind(
+        one_line(text, *secrets),
+        provider=INFO.name,
+        status=status,
+        retry_after_s=retry_after,
+        limits=limits,
+        sent=sent,
+    )
 
 
 def _messages(messages: Sequence[Message]) -> list[Any]:

@@ -234,6 +234,7 @@ def translate(exc: Exception, *secrets: str, answered: bool = True, said: str = 
     """
     kind = next(ERRORS[cls] for cls in type(exc).__mro__ if cls in ERRORS)
     text, status, retry_after = str(exc), None, None
+    sent = True
     match exc:
         case errors.APIError():
             text = message_in(exc.details) or f"the server answered with status {exc.code}"
@@ -252,7 +253,7 @@ def translate(exc: Exception, *secrets: str, answered: bool = True, said: str = 
                 elif "exceeds the maximum number of tokens allowed" in text:
                     kind = ContextLengthExceeded
         case httpx2.ConnectError() | httpx2.ConnectTimeout():
-            text = f"no connection to {exc.request.url.host}: {text or type(exc).__name__}"
+            sent, text = False, f"no connection to {exc.request.url.host}: {text or type(exc).__name__}"
         case httpx2.HTTPError() | httpx2.StreamError():
             text = f"{CUT_OFF}: {text or type(exc).__name__}"
         case UnicodeEncodeError():
@@ -264,7 +265,9 @@ def translate(exc: Exception, *secrets: str, answered: bool = True, said: str = 
         case ValueError() | TypeError() | AttributeError() | RecursionError():
             kind = RequestRejected
             text = f"the SDK does not take this request: {text}"
-    return kind(one_line(text, *secrets), provider=INFO.name, status=status, retry_after_s=retry_after)
+    return kind(
+        one_line(text, *secrets), provider=INFO.name, status=status, retry_after_s=retry_after, sent=sent
+    )
 
 
 def _attached(body: object) -> dict[str, Any]:

@@ -253,6 +253,7 @@ def translate(exc: Exception, *secrets: str, netloc: str, model: str = "") -> Pr
     """
     kind = next(ERRORS[cls] for cls in type(exc).__mro__ if cls in ERRORS)
     text, status, retry_after = str(exc), None, None
+    sent = True
     match exc:
         case sdk.ResponseError():
             # Other servers of this API put an object there, as OpenAI does, whatever the SDK's types say.
@@ -269,14 +270,16 @@ def translate(exc: Exception, *secrets: str, netloc: str, model: str = "") -> Pr
             elif kind is RequestRejected and "context length" in text:
                 kind = ContextLengthExceeded
         case ConnectionError() | httpx.ConnectError() | httpx.ConnectTimeout():
-            text = f"Ollama does not answer at {netloc}; start it with: ollama serve"
+            sent, text = False, f"Ollama does not answer at {netloc}; start it with: ollama serve"
         case httpx.HTTPError() | httpx.StreamError():
             text = f"{CUT_OFF}: {text or type(exc).__name__}"
         case UnicodeEncodeError():
             text = "the request holds text that UTF-8 cannot carry"
         case ValueError() | TypeError() | AttributeError() | RecursionError():
             text = f"the server sent what the Ollama API does not: {what_came(exc)}"
-    return kind(one_line(text, *secrets), provider=INFO.name, status=status, retry_after_s=retry_after)
+    return kind(
+        one_line(text, *secrets), provider=INFO.name, status=status, retry_after_s=retry_after, sent=sent
+    )
 
 
 def _messages(request: ModelRequest) -> list[dict[str, Any]]:

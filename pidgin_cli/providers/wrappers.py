@@ -219,6 +219,7 @@ class RetryPolicy:
             retryable=error.retryable,
             attempt=request.attempt,
             wait_s=None if wait is None else round(wait, 3),
+            may_be_billed=error.may_be_billed,
             message=str(error),
         )
 

@@ -82,6 +82,7 @@ def of_record(task: RecordTask) -> LiveMetrics:
     except (LogError, SpecError, ValueError, KeyError, StopIteration, msgspec.MsgspecError) as error:
         return LiveMetrics({}, {}, {}, missing=f"the record cannot be taken in again: {error}")
     own = {event.message_index for event in events if isinstance(event, MessageCompleteEvent)}
+    told_elsewhere = any(isinstance(event, ConversationStartEvent) and "source" in event.spec for event in events)
     wanted = own - task.recorded
     told = {(event.message_index, event.detector) for event in events if isinstance(event, AttractorEvent)}
     attractors: list[Mapping[str, Any]] = []
@@ -97,6 +98,8 @@ def of_record(task: RecordTask) -> LiveMetrics:
                     if (index, firing.detector) not in told
                 )
                 found.messages[index] = names | watcher.turn_metrics(event.turn_number)["messages"][str(index)]
+                if told_elsewhere:  # such records do not say which attempt it was
+                    found.messages[index]["retries"] = None
         elif isinstance(event, TurnCompleteEvent) and not event.metrics and event.convergence is None:
             found.turns[event.turn_number] = {
                 "convergence": watcher.convergence(),

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC
 from functools import cache
 from statistics import median
 from typing import Any, NamedTuple
@@ -106,7 +107,7 @@ def readme(folder: ExperimentFolder, manifest: Manifest, progress: Callable[[str
         "more_arms": max(0, len(asked) - SHOWN_ARMS),
         "plan": _plan(folder, manifest, told),
         "spec": _spec(folder),
-        "happened": _happened(manifest, dated=_is_dated(told)),
+        "happened": _happened(manifest, _origin(manifest, told)),
         "ends": _ends(manifest),
         "problems": list(_problems(manifest, told)),
         "validity": _validity(told),
@@ -177,21 +178,34 @@ def _spec(folder: ExperimentFolder) -> Markdown:
         return Markdown("There is none.")
 
 
-def _is_dated(told: Sequence[_Told]) -> bool:
-    """Whether times are known: a plain transcript from elsewhere has none, only the one at which it was taken in."""
+def _origin(manifest: Manifest, told: Sequence[_Told]) -> str | None:
+    """Of a record from elsewhere: when it was taken in, and when it was held; of any other None."""
     sources = [each.start.spec.get("source") for each in told if each.start is not None]
-    return not any(isinstance(source, dict) and source.get("format") == "transcript" for source in sources)
+    if not any(isinstance(source, dict) for source in sources):
+        return None
+    # Events without a time of their own have that at which they were taken in.
+    times = sorted(
+        event.timestamp
+        for each in told
+        for event in (each.start, each.end)
+        if event is not None and event.timestamp < manifest.created_at
+    )
+    text = f"Taken in from elsewhere {manifest.created_at:%Y-%m-%d %H:%M} UTC; "
+    if not times:
+        return f"{text}when they were held is not known."
+    first, last = (f"{time.astimezone(UTC):%Y-%m-%d %H:%M}" for time in (times[0], times[-1]))
+    return f"{text}held {first} UTC." if first == last else f"{text}held from {first} to {last} UTC."
 
 
-def _happened(manifest: Manifest, *, dated: bool) -> Markdown:
+def _happened(manifest: Manifest, origin: str | None) -> Markdown:
     totals = manifest.totals
     tokens = "tokens not known" if totals.tokens is None else f"{totals.tokens:,} tokens"
     text = (
         f"{totals.completed:,} of {count(totals.conversations, 'conversation')} complete, {totals.failed:,} failed. "
         f"{count(totals.turns, 'turn')}, {count(totals.messages, 'message')}, {tokens}, cost {money(totals.cost_usd)}."
     )
-    if not dated:
-        text += f" Taken in from elsewhere {manifest.created_at:%Y-%m-%d %H:%M} UTC; when they were held is not known."
+    if origin is not None:
+        text += f" {origin}"
     elif manifest.started_at is not None:
         text += f" Begun {manifest.started_at:%Y-%m-%d %H:%M} UTC"
         text += f", ended {manifest.completed_at:%Y-%m-%d %H:%M} UTC." if manifest.completed_at is not None else "."
