@@ -28,6 +28,7 @@ from pidgin_cli.core.types import Agent, Status
 from pidgin_cli.eventlog.folder import OutputRoot
 from pidgin_cli.metrics.engine import measure
 from pidgin_cli.metrics.multivariate import cluster_order, correlations, principal_components
+from pidgin_cli.reports.drawing import palette
 from pidgin_cli.reports.figures import DRAWN_PATHS, Figure, draw
 from pidgin_cli.reports.study import Study
 
@@ -222,6 +223,14 @@ def test_what_is_not_known_is_no_cell(studies: dict[str, Study]) -> None:
     assert {row["turn"] for row in rows if row["metric"] == "word_entropy"} == {1, 3, 4}
     assert {row["turn"] for row in rows if row["metric"] == "tokens"} == {1, 2, 3, 4}
     assert {row["n"] for row in rows} == {1}
+
+
+def test_every_arm_has_a_colour_of_its_own(studies: dict[str, Study]) -> None:
+    """Twelve arms are drawn in twelve colours; there are two dozen of them."""
+    assert len(set(palette(24))) == 24
+    figure, _, _ = drawn(studies["many arms"], "vocabulary_growth")
+    used = [colour for colour in palette(len(ARMS)) if colour in svg(figure)]
+    assert len(used) == len(ARMS) > 8
 
 
 @pytest.mark.parametrize(("case", "arms", "panels"), [("two arms", 2, 2), ("five arms", 5, 0)])

@@ -12,12 +12,15 @@ import altair as alt
 import msgspec
 import vl_convert
 
-__all__ = ["COLOURS", "DIVERGING", "Rows", "colour", "for_file", "for_page", "png", "svg"]
+__all__ = ["COLOURS", "DIVERGING", "Rows", "colour", "for_file", "for_page", "palette", "png", "svg"]
 
 Rows = Sequence[Mapping[str, Any]]
 
 COLOURS = ["#3a86c8", "#d9660f", "#189a74", "#c4679f", "#b58900", "#56a5d8", "#8a6fd1", "#8a8f98"]
 """Told apart by colour-blind people, and legible on white and on near-black."""
+
+SHADES = (("#000000", 0.0), ("#000000", 0.38), ("#ffffff", 0.5))
+"""What a colour is mixed with, and how much of it, where there are more values than colours."""
 
 DIVERGING = ["#1f78c8", "#8a8f982e", "#d9660f"]
 """Below, at and above what values are held against; in the middle whatever is behind shines through."""
@@ -69,7 +72,20 @@ def colour(field: str, title: str, values: Sequence[str], counts: Mapping[str, i
     named = {value: f"{value} (n = {counts[value]})" for value in shown} if counts else {}
     label = f"{msgspec.json.encode(named).decode()}[datum.label]" if named else alt.Undefined
     legend = None if len(values) < 2 else alt.Legend(title=title, symbolLimit=60, labelExpr=label, values=shown)
-    return alt.Color(field, type="nominal", title=title, scale=alt.Scale(domain=list(values)), legend=legend)
+    scale = alt.Scale(domain=list(values), range=palette(len(values)))
+    return alt.Color(field, type="nominal", title=title, scale=scale, legend=legend)
+
+
+def palette(number: int) -> list[str]:
+    """So many colours, no two alike up to three times as many as `COLOURS`; then they come again."""
+    return [
+        _mixed(COLOURS[place % len(COLOURS)], *SHADES[place // len(COLOURS) % len(SHADES)]) for place in range(number)
+    ]
+
+
+def _mixed(colour: str, other: str, share: float) -> str:
+    pairs = zip(bytes.fromhex(colour[1:]), bytes.fromhex(other[1:]), strict=True)
+    return "#" + bytes(round(one + (two - one) * share) for one, two in pairs).hex()
 
 
 def svg(chart: alt.TopLevelMixin, tables: Mapping[str, Rows]) -> str:

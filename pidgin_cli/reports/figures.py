@@ -1221,10 +1221,7 @@ def _effects(study: Study) -> _Drawn:
         low, high = (None, None) if g is None or g.interval is None else g.interval
         means = float(known_b.mean()), float(known_a.mean())
         rows.append((measure, arm, first, len(known_b), len(known_a), *means, g and g.value, low, high, p, p_bh))
-    # No two of the same colour, of which there are fewer than there may be arms.
-    known = [arm for arm in others if any(row[1] == arm and row[7] is not None for row in rows)]
-    of_colour = {study.arms.index(arm) % len(drawing.COLOURS): arm for arm in reversed(known)}
-    shown = [arm for arm in known if arm in of_colour.values()][:DRAWN_CONTRASTS]
+    shown = [arm for arm in others if any(row[1] == arm and row[7] is not None for row in rows)][:DRAWN_CONTRASTS]
     data = [row for row in _dicts(columns, rows) if row["g"] is not None and row["arm"] in shown]
     if not data:
         raise _Absent("no measure has two values in two arms and varies within them")
