@@ -28,6 +28,7 @@ from pidgin_cli.core.types import Delta, Finish, Role, Status, TextDelta, Thinki
 from pidgin_cli.eventlog.folder import OutputRoot
 from pidgin_cli.eventlog.log import read_record
 from pidgin_cli.experiments.lineage import branches, prefix, whole
+from pidgin_cli.experiments.preflight import check_models, recording
 from pidgin_cli.providers.cache import ResponseCache
 from pidgin_cli.providers.registry import ProviderPool
 from pidgin_cli.spec.conversation import ConversationSpec, Injection, Intervention, Origin
@@ -129,6 +130,43 @@ async def test_a_branch_cut_behind_any_line_goes_on(root: OutputRoot, tmp_path: 
         assert asked(again.events) == asked(full.events)
         for each in (InterventionEvent, ConversationBranchedEvent, ConversationStartEvent, SystemPromptEvent):
             assert len(of_type(again.events, each)) == len(of_type(full.events, each))
+
+
+@pytest.mark.parametrize("name", ["plain", "named", "summaries", "thinking"])
+async def test_a_branch_can_be_replayed_from_the_start(root: OutputRoot, name: str) -> None:
+    """`replay:` of a branch, and of a branch of that, serves what they share with others and then their own words."""
+    spec = kind(name)
+    await hold_in(root, PARENT, spec)
+    later = replace(spec, interventions=(*spec.interventions, Intervention(4, "inject", ("b",), "Mountains.")))
+    child = await hold_in(root, CHILD, leaving(later, 2))
+    last = replace(later, interventions=(*later.interventions, Intervention(5, "inject", ("a",), "Lakes.")))
+    await hold_in(root, "grandson-1", leaving(last, 4, of=CHILD))
+    for of, its in ((CHILD, later), ("grandson-1", last)):
+        agents = tuple(replace(agent, model=f"replay:{of}") for agent in its.agents)
+        pool = ProviderPool(lambda source: recording(root, source))
+        again = await hold_in(root, f"again{of[:3]}-1", replace(its, agents=agents), pool)
+        assert (again.outcome.status, again.outcome.error) == (Status.COMPLETED, None)
+        said, _ = whole(root, read_record(root.find(of).log(of)).events)
+        assert texts(again.events) == texts(said)
+        assert asked(again.events) == asked(said)
+    assert texts(again.events)[-1] not in texts(child.events)
+    check_models([replace(spec, agents=agents)], root)
+
+
+async def test_a_branch_is_not_replayed_without_what_it_shares(root: OutputRoot) -> None:
+    """Where its origin is gone, or is not what it was, the fault says so; a part of a conversation is never served."""
+    spec = the_spec()
+    parent = await hold_in(root, PARENT, spec)
+    await hold_in(root, CHILD, leaving(spec, 2))
+    await hold_in(root, "grandson-1", leaving(spec, 4, of=CHILD))
+    parent.log.write_bytes(parent.log.read_bytes().replace(texts(parent.events)[3].encode(), b"Never said."))
+    for of in (CHILD, "grandson-1"):
+        with pytest.raises(LogError, match="parent00-1.* is not what it was" if of == CHILD else "is not what it was"):
+            recording(root, of)
+    shutil.rmtree(parent.log.parent)
+    for of in (CHILD, "grandson-1"):
+        with pytest.raises(NotFound, match="there is no conversation parent00-1"):
+            recording(root, of)
 
 
 async def test_a_branch_says_where_it_comes_from_and_what_it_changes(root: OutputRoot) -> None:

@@ -429,6 +429,10 @@ SECRETS = [
     ("path", 'File "/home/ann/my/x.py", line 3', 'File "[path-1]", line 3'),
     ("path", "file:///Users/ann/x and C:\\Users\\Ann\\y.txt", "file://[path-1] and [path-2]"),
     ("path", "in /data/lab/runs/one.", "in [path-1]"),
+    ("key", r'{"t": "a\nsk-abcdefghijklmnop\tb"}', r'{"t": "a\n[key-1]\tb"}'),
+    ("email", r'{"t": "a\nann@example.org"}', r'{"t": "a\n[email-1]"}'),
+    ("path", r'{"t": "a\n/home/ann/x", "u": "C:\\\\Users\\\\ann"}', r'{"t": "a\n[path-1]", "u": "[path-2]"}'),
+    ("path", r'{"t": "\/data\/lab\/runs\/one"}', r'{"t": "[path-1]"}'),
     ("host", "on lab-gpu-7: 10.0.0.12 and 192.168.1.4:80", "on [host-1]: [host-2] and [host-3]:80"),
 ]
 KEPT = [

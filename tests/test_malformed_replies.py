@@ -2,8 +2,8 @@
 
 import gzip
 import json
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,29 +64,43 @@ async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[LoopbackServe
         yield server
 
 
-async def ask(name: str, **settings: Any) -> ModelResponse:
-    """The reply of one request, as it leaves what all adapters are asked through."""
+@asynccontextmanager
+async def asked(
+    name: str, timeouts: Timeouts | None = None, **settings: Any
+) -> AsyncIterator[Callable[[], Awaitable[ModelResponse]]]:
+    """What gives the reply of one request, as it leaves what all adapters are asked through."""
     from pidgin_cli.providers.responses import ResponsesProvider
 
     provider, _, model = MODELS[name].partition(":")
+    timeouts = timeouts or Timeouts()
     pool = ProviderPool()
     request = ModelRequest(model=model, messages=(Message(Role.USER, "Hi."),), settings=AgentSettings(**settings))
     async with AsyncExitStack() as stack:
         stack.push_async_callback(pool.aclose)
-        adapter = pool.adapter(MODELS[name], Timeouts())
+        adapter = pool.adapter(MODELS[name], timeouts)
         if name == "responses":
-            adapter = ResponsesProvider(Timeouts())
+            adapter = ResponsesProvider(timeouts)
             stack.push_async_callback(adapter.aclose)
-        timed = Timed(adapter, Timeouts(), provider)
-        return fold([delta async for delta in timed.stream_response(request)])
+        timed = Timed(adapter, timeouts, provider)
+
+        async def reply() -> ModelResponse:
+            return fold([delta async for delta in timed.stream_response(request)])
+
+        yield reply
 
 
-def sse(*events: Any) -> Reply:
+async def ask(name: str, **settings: Any) -> ModelResponse:
+    """The reply of one request."""
+    async with asked(name, **settings) as reply:
+        return await reply()
+
+
+def sse(*events: Any, escaped: bool = True) -> Reply:
     """A stream of these events: JSON, or text that goes out as it is."""
     parts = []
     for event in events:
         named = f"event: {event['type']}\n" if isinstance(event, dict) and "type" in event else ""
-        parts.append(event if isinstance(event, str) else f"{named}data: {json.dumps(event)}\n\n")
+        parts.append(event if isinstance(event, str) else f"{named}data: {json.dumps(event, ensure_ascii=escaped)}\n\n")
     return Reply(body="".join(parts).encode(), headers={"Content-Type": "text/event-stream"})
 
 
@@ -508,8 +522,11 @@ def begun(message_id: str, *pieces: str) -> tuple[dict[str, Any], ...]:
 
 
 ENDED = ({"type": "message_delta", "delta": {"stop_reason": "end_turn"}}, {"type": "message_stop"})
-CREATED = {"type": "response.created", "response": {"id": "r1", "object": "response", "output": []}}
-COMPLETED = {"type": "response.completed", "response": {"id": "r1", "status": "completed", "model": "m1", "output": []}}
+CREATED: dict[str, Any] = {"type": "response.created", "response": {"id": "r1", "object": "response", "output": []}}
+COMPLETED: dict[str, Any] = {
+    "type": "response.completed",
+    "response": {"id": "r1", "status": "completed", "model": "m1", "output": []},
+}
 
 
 def said(text: str, index: int = 0, kind: str = "output_text.delta", **more: Any) -> dict[str, Any]:
@@ -527,15 +544,14 @@ def gemini(text: str, response_id: str = "r1", **candidate: Any) -> dict[str, An
     }
 
 
-def ndjson(*messages: dict[str, Any], **last: Any) -> Reply:
-    """Lines of Ollama's: messages, each with what else stands in its line."""
-    lines = [{"model": "m1", "message": {"role": "assistant", "content": ""}, "done": False} | each for each in messages]
-    body = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines)
+def ndjson(*lines: dict[str, Any]) -> Reply:
+    """A stream of Ollama's."""
+    body = "".join(f"{json.dumps(each, ensure_ascii=False)}\n" for each in lines)
     return Reply(body=body.encode(), headers={"Content-Type": "application/x-ndjson"})
 
 
 def line(text: str, **more: Any) -> dict[str, Any]:
-    return {"message": {"role": "assistant", "content": text}} | more
+    return {"model": "m1", "message": {"role": "assistant", "content": text}, "done": False} | more
 
 
 DONE_LINE = line("", done=True, done_reason="stop")
@@ -617,14 +633,33 @@ async def test_peculiar_servers_keep_their_whole_replies(case: str, server: Loop
 @pytest.mark.parametrize("name", ["anthropic", "responses", "ollama"])
 async def test_a_whole_reply_does_not_wait_for_the_line_to_close(name: str, server: LoopbackServer) -> None:
     """A server that says the reply is at its end and then nothing more is not timed out, nor asked again."""
-    events = {"anthropic": 6, "responses": 5, "ollama": 2}[name]
-    server.script(Reply("Hello", hang=events))
-    assert (await ask(name)).message.content == "Hello"
+    server.script(Reply("Hello", hang={"anthropic": 7, "responses": 6, "ollama": 2}[name]))
+    async with asked(name, Timeouts(gap_s=5)) as reply:
+        assert (await reply()).message.content == "Hello"
 
 
-@pytest.mark.parametrize("name", ["anthropic", "responses", "ollama", "openai"])
-async def test_a_whole_reply_leaves_its_connection_to_the_next(name: str, server: LoopbackServer) -> None:
-    """What a server sends after the end is read all the same, for else every request would have to connect anew."""
+class Counting(LoopbackServer):
+    """Counts the connections that are made to it."""
+
+    connections = 0
+
+    async def _connected(self, *streams: Any) -> None:
+        self.connections += 1
+        await super()._connected(*streams)
+
+
+@ALL
+async def test_a_whole_reply_leaves_its_connection_to_the_next(
+    name: str, server: LoopbackServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes after the end is read all the same, for else every request would have to connect anew."""
+    async with Counting() as counting:
+        for variable, value in counting.env.items():
+            monkeypatch.setenv(variable, value)
+        async with asked(name) as ask_again:
+            for _ in range(3):
+                assert (await ask_again()).message.content == "Hello from the loopback."
+        assert counting.connections == 1
 
 
 # Replies of several messages, and those that come whole
@@ -650,7 +685,11 @@ def whole_text(text: str) -> list[dict[str, Any]]:
         ([said("A"), said(".", content_index=1), said("B.", 2), COMPLETED], "A.\n\nB.", "stop"),
         ([said("A."), said("", 1), COMPLETED], "A.", "stop"),
         ([said("A.", kind="output_text.done"), said("B.", 1, "output_text.done"), COMPLETED], "A.\n\nB.", "stop"),
-        ([said("A."), said("A.", kind="output_text.done"), said("B.", 1, "output_text.done"), COMPLETED], "A.\n\nB.", "stop"),
+        (
+            [said("A."), *(said(t, i, "output_text.done") for i, t in enumerate(("A.", "B."))), COMPLETED],
+            "A.\n\nB.",
+            "stop",
+        ),
         ([said("No.", kind="refusal.done"), COMPLETED], "No.", "refusal"),
         ([output(whole_text("A."), whole_text("B."))], "A.\n\nB.", "stop"),
         ([said("A."), output(whole_text("A."), whole_text("B."))], "A.\n\nB.", "stop"),
@@ -690,10 +729,10 @@ async def test_line_ends_of_unicode_are_letters_of_a_reply(name: str, server: Lo
     """JSON may hold them as they are, and then no stream ends a line there."""
     server.script(
         {
-            "anthropic": sse_raw(*begun("m1", ODD), *ENDED),
-            "openai": sse_raw(chunk({"content": ODD}), STOP, DONE),
-            "responses": sse_raw(said(ODD), COMPLETED),
-            "google": sse_raw(gemini(ODD, finishReason="STOP")),
+            "anthropic": sse(*begun("m1", ODD), *ENDED, escaped=False),
+            "openai": sse(chunk({"content": ODD}), STOP, DONE, escaped=False),
+            "responses": sse(said(ODD), COMPLETED, escaped=False),
+            "google": sse(gemini(ODD, finishReason="STOP"), escaped=False),
             "ollama": ndjson(line(ODD), DONE_LINE),
         }[name]
     )

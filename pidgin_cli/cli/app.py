@@ -1042,9 +1042,10 @@ def query(sql: str, output: Path | None, as_json: bool, as_csv: bool, as_parquet
 
 @cli.command()
 @click.argument("target", required=False, shell_complete=_complete_experiment)
+@click.option("--metrics", is_flag=True, help="Compute metrics again, too; takes as long as it did at first.")
 @_output
 @_as_json
-def verify(target: str | None, output: Path | None, as_json: bool) -> int:
+def verify(target: str | None, output: Path | None, metrics: bool, as_json: bool) -> int:
     """Compare records with the database, word by word.
 
     Without a name, all of them; by count and by digest, too. Also replays what the agents were sent against the digests
@@ -1056,7 +1057,7 @@ def verify(target: str | None, output: Path | None, as_json: bool) -> int:
     """
     from .database import verify_records
 
-    return verify_records(target, output, as_json=as_json)
+    return verify_records(target, output, metrics=metrics, as_json=as_json)
 
 
 @cli.command()

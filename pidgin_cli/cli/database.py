@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,6 +24,7 @@ from pidgin_cli.database.query import Answer, ask, json_value, write_parquet
 from pidgin_cli.database.schema import MetricColumn
 from pidgin_cli.database.store import EventStore
 from pidgin_cli.database.verify import Checked, verify
+from pidgin_cli.database.verify_rows import Recompute
 from pidgin_cli.eventlog.folder import ExperimentFolder, OutputRoot
 from pidgin_cli.eventlog.log import read_record
 from pidgin_cli.experiments.lineage import prefix, whole
@@ -454,8 +455,12 @@ def _cell(value: Any, width: int) -> str:
 # Verify
 
 
-def verify_records(target: str | None, output: Path | None, *, as_json: bool) -> int:
-    """Compare the records with the database. Gives 1 where they differ or a record is damaged."""
+def verify_records(target: str | None, output: Path | None, *, metrics: bool, as_json: bool) -> int:
+    """Compare the records with the database. Gives 1 where they differ or a record is damaged.
+
+    Args:
+        metrics: compute those that were computed after the run again.
+    """
     root = existing_root(output)
     folders = list(root.folders()) if target is None else [root.find(target)]
     rows: list[dict[str, Any]] = []
@@ -463,7 +468,8 @@ def verify_records(target: str | None, output: Path | None, *, as_json: bool) ->
         for place, folder in enumerate(folders, 1):
             show(f"Verifying: {place} of {count(len(folders), 'experiment')}")
             live = living_runner(root, folder.experiment_id) is not None
-            checked = verify(store, folder, live=live)
+            again = _recompute(store, root, folder, show) if metrics else None
+            checked = verify(store, folder, live=live, recompute=again)
             requests, faults, notes = _check_requests(root, folder, live=live)
             checked = checked._replace(faults=(*checked.faults, *faults), notes=(*checked.notes, *notes))
             rows.append(_row(checked, requests))
@@ -482,6 +488,32 @@ def verify_records(target: str | None, output: Path | None, *, as_json: bool) ->
     elif not rows:
         click.echo(f"There is nothing in {visible(str(root.experiments))} yet.")
     return int(any(row["faults"] for row in rows))
+
+
+def _recompute(store: EventStore, root: OutputRoot, folder: ExperimentFolder, show: Callable[[str], None]) -> Recompute:
+    """How the metrics of an experiment are computed again in another store."""
+    from pidgin_cli.metrics.semantics import LEXICAL_HASH
+    from pidgin_cli.reports.measuring import measure_again
+
+    models = {row["model"] for row in store.metrics.computed(folder.experiment_id)}
+
+    def compute(again: EventStore) -> None:
+        # What branches share has to be there as it is in the database.
+        held = {row["experiment_id"] for row in store.experiments.all()}
+        taken = {folder.experiment_id}
+        while shared := [each for each in origins(again, root, taken) if each.experiment_id in held]:
+            again.import_experiments(shared)
+            taken |= {each.experiment_id for each in shared}
+        measure_again(
+            again,
+            root,
+            folder,
+            lineage=whole,
+            lexical=LEXICAL_HASH in models,
+            progress=lambda what: show(f"Computing metrics again: {one_line(what, CELL_WIDTH)}"),
+        )
+
+    return compute
 
 
 def _check_requests(
@@ -532,9 +564,19 @@ def _row(checked: Checked, requests: int) -> dict[str, Any]:
         "conversations": checked.conversations,
         "messages": checked.messages,
         "digests": requests,
+        "computed": checked.computed,
+        "recomputed": checked.recomputed,
         "faults": [{"where": where, "what": what} for where, what in checked.faults],
         "notes": [{"where": where, "what": what} for where, what in checked.notes],
     }
+
+
+def _told_of_metrics(checked: Checked) -> str:
+    if not checked.computed:
+        return ""
+    if not checked.recomputed:
+        return "; metrics computed after the run not checked (--metrics computes them again)"
+    return f"; {checked.recomputed} of {count(checked.computed, 'part')} of the metrics computed again"
 
 
 def _print_checked(checked: Checked, requests: int) -> None:
@@ -543,6 +585,7 @@ def _print_checked(checked: Checked, requests: int) -> None:
     click.echo(
         f"{head}: {verdict}; {count(checked.conversations, 'conversation')}, "
         f"{count(checked.messages, 'message')} compared, {count(requests, 'digest')} replayed"
+        f"{_told_of_metrics(checked)}"
     )
     for kind, told in (("differs", checked.faults), ("note", checked.notes)):
         for where, what in told[:SHOWN_DAMAGE]:

@@ -1,5 +1,6 @@
 """What `replay:` models say, read from the record of a conversation."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -7,6 +8,7 @@ from msgspec.structs import replace
 from pidgin_cli.core.errors import LogError
 from pidgin_cli.core.events import (
     AgentNamedEvent,
+    Event,
     HistoryCompactedEvent,
     MessageCompleteEvent,
     MessageRequestEvent,
@@ -20,8 +22,12 @@ from pidgin_cli.providers.replay import RecordedReply
 __all__ = ["read_recording"]
 
 
-def read_recording(path: Path) -> dict[str, list[RecordedReply]]:
+def read_recording(path: Path, shared: Sequence[Event] = ()) -> dict[str, list[RecordedReply]]:
     """The replies of every agent in order: messages, names and summaries.
+
+    Args:
+        path: a log.
+        shared: of a branch, what it shares with other conversations; its agents count those messages as theirs.
 
     Raises:
         LogError: the log cannot be read, or a line of it is broken: a reply may be missing.
@@ -33,7 +39,7 @@ def read_recording(path: Path) -> dict[str, list[RecordedReply]]:
     digests: dict[str, str] = {}
     thinking: list[ThinkingBlock] = []
     asides: dict[tuple[str, str], Usage] = {}
-    for event in record.events:
+    for event in (*shared, *record.events):
         match event:
             case MessageRequestEvent():
                 digests[event.agent_id] = event.digest

@@ -2,7 +2,8 @@
 
 Two kinds are read. **The earlier Pidgin's logs**: JSON lines with `event_type`, two agents `agent_a` and `agent_b`, and
 turns that count from 0; the fields of an event stand in the line itself or, in the first versions, in `data`.
-**Plain transcripts**: a line `Name 1:` or `### Name 1 ###` before each message, as the Backrooms published them.
+**Plain transcripts**: a line such as `Name 1:` or `### Name 1 ###` before each message, as the Backrooms published them;
+`marks` tells which lines are such.
 
 What a record does not say stays absent: nothing is guessed about models, prompts, seeds, costs or why a talk ended.
 Where it came from stands in the `source` of each conversation's spec.
@@ -173,11 +174,10 @@ def adopt(root: OutputRoot, path: Path) -> Adoption:
                 groups.setdefault(path if file.name == "events.jsonl" else file.parent, []).append(file)
     elif path.is_file():
         groups[path] = [path]
-    found = []
+    read: dict[Path, list[_Told]] = {}
     left_out: list[str] = []
     torn: list[str] = []
     for place, files in groups.items():
-        told: list[_Told] = []
         for file in files:
             name = file.relative_to(path).as_posix() if path.is_dir() else file.name
             try:
@@ -186,15 +186,16 @@ def adopt(root: OutputRoot, path: Path) -> Adoption:
                 left_out.append(f"{name}: {error}")
                 continue
             one.file = file.relative_to(place).as_posix() if place.is_dir() else file.name
-            told.append(one)
+            read.setdefault(place, []).append(one)
             left_out += [f"{name}, {part}" for part in one.left_out]
             torn += [f"{name}, {part}" for part in one.torn]
-        if told:
-            found.append(_write(root, place, told))
-    if not found:
+    if not read:
         why = f": {left_out[0]}" if left_out else ": there is no .jsonl or .txt file in it"
         more = f"; and {len(left_out) - 1} more" if len(left_out) > 1 else ""
         raise SpecError(f"nothing in {path} can be read as a conversation{why}{more}")
+    with root.naming():
+        adopted = {folder.experiment_id: (folder, _taken(folder)) for folder in root.folders()}
+        found = [_write(root, place, told, adopted) for place, told in read.items()]
     return Adoption(tuple(found), tuple(left_out), tuple(torn))
 
 
@@ -618,27 +619,33 @@ class _Taken(Struct):
         return self.spec.source or _Source()
 
 
-def _write(root: OutputRoot, place: Path, told: Sequence[_Told]) -> Adopted:
-    """Make an experiment of the files of a folder, or go on with the one that they are in."""
+def _write(
+    root: OutputRoot,
+    place: Path,
+    told: Sequence[_Told],
+    adopted: dict[str, tuple[ExperimentFolder, dict[str, _Taken]]],
+) -> Adopted:
+    """Make an experiment of the files of a folder, or go on with the one that they are in.
+
+    `adopted` has all experiments and what they were taken from, and is brought up to date.
+    """
     name = slug(place.stem if place.is_file() else place.name)
     # Not the path itself: it would go wherever the record goes.
     where = hashlib.blake2b(os.fsencode(place.resolve()), digest_size=8).hexdigest()
-    with root.naming():
-        adopted = {folder.experiment_id: (folder, _taken(folder)) for folder in root.folders()}
-        there = _home(adopted.values(), where, name, {one.sha256 for one in told})
-        held = {} if there is None else adopted[there.experiment_id][1]
-        new, changed = _compared(told, held)
-        elsewhere = tuple(
-            (one.file, experiment_id)
-            for one in (*new, *changed.values())
-            for experiment_id, (folder, takings) in adopted.items()
-            if (there is None or folder.path != there.path)
-            and any(taking.source.sha256 == one.sha256 for taking in takings.values())
-        )
-        if there is None:
-            there = _create(root, _free_id(told, adopted), name, where, told)
-        else:
-            asyncio.run(_extend(there, where, held, new, changed))
+    there = _home(adopted.values(), where, name, {one.sha256 for one in told})
+    held = {} if there is None else adopted[there.experiment_id][1]
+    new, changed = _compared(told, held)
+    elsewhere = tuple(
+        (one.file, experiment_id)
+        for one in (*new, *changed.values())
+        for experiment_id, (folder, takings) in adopted.items()
+        if folder is not there and any(taking.source.sha256 == one.sha256 for taking in takings.values())
+    )
+    if there is None:
+        there = _create(root, _free_id(told, adopted), name, where, told)
+    else:
+        asyncio.run(_extend(there, where, held, new, changed))
+    adopted[there.experiment_id] = (there, _taken(there))
     return Adopted(there, len(told), len(new), tuple(one.file for one in changed.values()), elsewhere)
 
 
@@ -659,12 +666,16 @@ def _home(
     """The experiment that a folder became: by its place, else by what is in it, should it have been moved."""
     moved = None
     for folder, takings in adopted:
-        if any(taking.source.place == where for taking in takings.values()):
+        if takings and takings[max(takings, key=_number_of)].source.place == where:  # where the last was taken from
             return folder
         held = {taking.source.sha256 for taking in takings.values()}
         if held and (held == given or (folder.slug == name and held <= set(given))):
             moved = moved or folder
     return moved
+
+
+def _number_of(conversation_id: str) -> int:
+    return int(conversation_id.rpartition("-")[2])
 
 
 def _compared(told: Sequence[_Told], held: Mapping[str, _Taken]) -> tuple[list[_Told], dict[str, _Told]]:
@@ -770,7 +781,7 @@ async def _extend(
                 draws[taking.arm] = max(draws[taking.arm], taking.repetition)
             for conversation_id, one in changed.items():
                 _replace_log(folder, conversation_id, one, where, held[conversation_id].repetition)
-            last = max(int(name.rpartition("-")[2]) for name in held)
+            last = max(map(_number_of, held))
             for number, one in enumerate(new, last + 1):
                 draws[one.arm] += 1
                 _replace_log(folder, f"{folder.experiment_id}-{number}", one, where, draws[one.arm])

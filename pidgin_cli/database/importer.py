@@ -543,7 +543,7 @@ def _text(data: bytes) -> str:
 
 
 _WHOSE = "_id AS conversation_id, $experiment AS experiment_id"
-_ELSEWHERE = "(SELECT _id FROM ConversationStartEvent WHERE spec->'$.source' IS NOT NULL)"
+_ELSEWHERE = "(SELECT _id FROM ConversationStartEvent WHERE (spec->>'$.source') IS NOT NULL)"
 """Conversations of records that Pidgin did not write, which do not say which attempt a reply was."""
 
 _UNDATED = "(SELECT _id FROM ConversationStartEvent WHERE spec->>'$.source.format' = 'transcript')"
@@ -676,7 +676,8 @@ _SELECTS = {
             m.cost AS cost_usd, m.timing.queued_ms AS queued_ms, m.timing.ttft_ms AS ttft_ms,
             m.timing.duration_ms AS duration_ms, m.timing.tokens_per_s AS tokens_per_s, m.model_requested,
             m.model_served, m.fingerprint, m.request_id, coalesce(m.cached, false) AS cached,
-            CASE WHEN _id NOT IN $$ELSEWHERE$$ THEN coalesce(m.attempt, 1) END AS attempt, asked.digest AS view_digest, asked.at_ AS requested_at,
+            CASE WHEN _id NOT IN $$ELSEWHERE$$ THEN coalesce(m.attempt, 1) END AS attempt,
+            asked.digest AS view_digest, asked.at_ AS requested_at,
             CASE WHEN _id NOT IN $$UNDATED$$ THEN m._at END AS completed_at, m._seq AS seq
         FROM MessageCompleteEvent m LEFT JOIN asked USING (_id, message_index)
         """.replace("$$UNDATED$$", _UNDATED).replace("$$ELSEWHERE$$", _ELSEWHERE),

@@ -9,14 +9,14 @@ Everything else is refused, so that no words are put into another mouth.
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from itertools import chain, combinations
+from itertools import chain, combinations, cycle
 from typing import NamedTuple
 
 from pidgin_cli.core.errors import LogError
 
 __all__ = ["Mark", "Speaker", "marks_of"]
 
-_NAME = r"[^\W_][\w.+-]*(?: [\w.+-]+){0,2}?"
+_NAME = r"[^\W_][\w.+-]{0,40}(?: [\w.+-]{1,40}){0,2}?"
 _NUMBER = r"(?P<number>[1-9]\d?)"
 _HASHES = re.compile(rf"### (?P<label>\S.{{0,60}}?) {_NUMBER} ###[ \t]*")
 _ALONE = re.compile(rf"(?P<label>\S.{{0,60}}?) {_NUMBER}:[ \t]*")
@@ -24,7 +24,9 @@ _BESIDE = re.compile(rf"(?P<label>{_NAME}) {_NUMBER}:[ \t]+(?P<words>\S.*)")
 _NUMBERED = (_HASHES, _ALONE, _BESIDE)
 
 _DECORATED = r"[\s#*_>\[]*"
-_NAMED = re.compile(rf"(?P<before>{_DECORATED})(?P<label>{_NAME})(?P<after>[*_\]]*):(?:[ \t]*|[ \t*_]+(?P<words>\S.*))")
+_NAMED = re.compile(
+    rf"(?P<before>{_DECORATED})(?P<label>{_NAME})(?P<after>[*_\]]{{0,4}}):(?:[ \t]*|[ \t*_]+(?P<words>\S.*))"
+)
 """A name without a number, and whatever else may be meant as one."""
 
 _LABELS_AT_MOST = 10
@@ -125,7 +127,9 @@ def _readings(marks: Sequence[Mark], *, certain: bool) -> list[frozenset[str]]:
         near = [
             label
             for label, speakers in by_label.items()
-            if label != anchor and all(abs(times[speaker] - each) <= 1 for speaker in speakers for each in often)
+            if label != anchor
+            and min(times[speaker] for speaker in speakers) >= least
+            and all(abs(times[speaker] - each) <= 1 for speaker in speakers for each in often)
         ]
         if len(near) > _LABELS_AT_MOST:
             raise LogError(_untold(marks))
@@ -145,9 +149,9 @@ def _subsets(labels: Collection[str]) -> Iterator[tuple[str, ...]]:
 
 def _take_turns(marks: Sequence[Mark], labels: Collection[str]) -> bool:
     """Whether they speak in the same order in every round; the last one may be cut short."""
-    spoken = [mark.speaker for mark in marks if mark.speaker.label in labels]
-    order = list(dict.fromkeys(spoken))
-    return all(speaker == order[place % len(order)] for place, speaker in enumerate(spoken))
+    order = list(dict.fromkeys(mark.speaker for mark in marks if mark.speaker.label in labels))
+    spoken = (mark.speaker for mark in marks if mark.speaker.label in labels)
+    return all(speaker == next_one for speaker, next_one in zip(spoken, cycle(order), strict=False))
 
 
 def _settled(marks: Sequence[Mark], readings: Sequence[frozenset[str]]) -> list[Mark]:

@@ -476,12 +476,55 @@ def m005_attractors_found_after_the_run(con: duckdb.DuckDBPyConnection) -> None:
     )
 
 
+def m006_what_is_not_known(con: duckdb.DuckDBPyConnection) -> None:
+    for table, column, meaning in (
+        ("conversations", "refused_messages", "Refusals; NULL as soon as it is not known of one why it ended."),
+        ("conversations", "truncated_messages", "Replies cut at their length limit; NULL likewise."),
+        ("conversations", "filtered_messages", "Replies cut by the provider's filter; NULL likewise."),
+        (
+            "conversations",
+            "other_model_messages",
+            "Replies served by another model than the agent's first; NULL for records from elsewhere.",
+        ),
+        (
+            "conversations",
+            "other_fingerprint_messages",
+            "Replies from another system fingerprint than the agent's first; NULL likewise.",
+        ),
+        ("messages", "finish_reason", "Why the model stopped writing; `unknown` where nobody says."),
+        ("messages", "refused", "The model refused; NULL where it is not known why it stopped."),
+        ("messages", "truncated", "Cut at its length limit; NULL likewise."),
+        ("messages", "filtered", "Cut by the provider's filter; NULL likewise."),
+        ("messages", "attempt", "Counted from 1; NULL for records from elsewhere, which do not say."),
+    ):
+        con.execute(f"COMMENT ON COLUMN {table}.{column} IS {literal(meaning)}")
+    elsewhere = "conversation_id IN (SELECT conversation_id FROM conversations WHERE source IS NOT NULL)"
+    untold = "SELECT conversation_id FROM messages WHERE finish_reason = 'unknown'"
+    con.execute(
+        "UPDATE conversations SET refused_messages = NULL, truncated_messages = NULL, filtered_messages = NULL "
+        f"WHERE conversation_id IN ({untold})"
+    )
+    con.execute(
+        "UPDATE conversations SET other_model_messages = NULL, other_fingerprint_messages = NULL "
+        "WHERE source IS NOT NULL"
+    )
+    con.execute("UPDATE messages SET refused = NULL, truncated = NULL, filtered = NULL WHERE finish_reason = 'unknown'")
+    con.execute(f"UPDATE messages SET attempt = NULL WHERE {elsewhere}")
+    metrics = con.execute(
+        "SELECT column_name FROM duckdb_columns() "
+        "WHERE table_name = 'message_metrics' AND column_name IN ('truncated', 'retries')"
+    ).fetchall()
+    for (name,) in metrics:
+        con.execute(f"UPDATE message_metrics SET {name} = NULL WHERE {elsewhere}")
+
+
 MIGRATIONS: tuple[Callable[[duckdb.DuckDBPyConnection], None], ...] = (
     m001_first_tables,
     m002_computed_metrics,
     m003_versions_of_metrics,
     m004_triggers_of_interventions,
     m005_attractors_found_after_the_run,
+    m006_what_is_not_known,
 )
 """In the order in which they are applied; the number of those applied is the version of a database."""
 

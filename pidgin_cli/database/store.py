@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -133,14 +134,18 @@ class EventStore:
 
     @contextlib.contextmanager
     def beside_a_fresh_import(
-        self, folder: ExperimentFolder, *, live: bool = False
+        self, folder: ExperimentFolder, *, live: bool = False, compute: Callable[["EventStore"], None] | None = None
     ) -> Iterator[duckdb.DuckDBPyConnection]:
         """A connection on which the database is `store`, and what an import of one experiment gives now is `fresh`.
+
+        Args:
+            live: a runner is at work on the experiment.
+            compute: given another store with the experiment in it; what it makes of that is `again`.
 
         Raises StoreError as `connect` does, and where the logs cannot be imported.
         """
         self.connect().close()
-        with _understood(self.path):
+        with tempfile.TemporaryDirectory(prefix="pidgin-") as scratch, _understood(self.path):
             con = duckdb.connect(config=_OFFLINE | {"temp_directory": str(self.path.with_name(".duckdb_tmp"))})
             try:
                 con.execute(_SILENT)
@@ -152,6 +157,11 @@ class EventStore:
                 except (LogError, OSError) as error:
                     raise StoreError(_first_line(error)) from error
                 con.execute(f"ATTACH {literal(str(self.path))} AS store (READ_ONLY, TYPE duckdb)")
+                if compute is not None:
+                    with EventStore(OutputRoot(Path(scratch)), self._metrics, self.words) as again:
+                        again.import_experiment(folder, live=live)
+                        compute(again)
+                    con.execute(f"ATTACH {literal(str(again.path))} AS again (READ_ONLY, TYPE duckdb)")
                 yield con
             finally:
                 con.close()

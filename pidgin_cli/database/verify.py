@@ -1,7 +1,7 @@
 """Whether the database says what the records say: word by word, by count and by digest.
 
-The records are read by the one decoder of `eventlog`, not by what imported them. Besides, every row is compared with
-what a fresh import gives, so that nothing in the database can have been changed behind Pidgin's back.
+The records are read by the one decoder of `eventlog`, not by what imported them. Besides, `verify_rows` compares every
+row with what a fresh import gives.
 """
 
 import hashlib
@@ -9,8 +9,6 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
-
-import duckdb
 
 from pidgin_cli.core.errors import LogError
 from pidgin_cli.core.events import (
@@ -24,8 +22,8 @@ from pidgin_cli.core.events import (
 from pidgin_cli.eventlog.folder import ExperimentFolder
 from pidgin_cli.eventlog.log import Record, read_record
 
-from .schema import CONVERSATION_TABLES, quoted
 from .store import EventStore
+from .verify_rows import Recompute, row_differences
 
 __all__ = ["Checked", "verify"]
 
@@ -42,10 +40,21 @@ class Checked(NamedTuple):
     """Conversation (or experiment) and what is wrong with it."""
     notes: tuple[tuple[str, str], ...] = ()
     """The same, of what is worth knowing and no fault."""
+    computed: int = 0
+    """Parts of the metrics of conversations that were computed after the run."""
+    recomputed: int = 0
+    """Of these, parts that were computed again and compared."""
 
 
-def verify(store: EventStore, folder: ExperimentFolder, *, live: bool = False) -> Checked:
-    """Compare an experiment's records with its rows. `live`: it is being run, so that its logs may have grown."""
+def verify(
+    store: EventStore, folder: ExperimentFolder, *, live: bool = False, recompute: Recompute | None = None
+) -> Checked:
+    """Compare an experiment's records with its rows.
+
+    Args:
+        live: it is being run, so that its logs may have grown.
+        recompute: computes the metrics that are for afterwards again; without it they are not compared.
+    """
     faults: list[tuple[str, str]] = []
     notes: list[tuple[str, str]] = []
     rows = {row["conversation_id"]: row for row in store.conversations.of(folder.experiment_id)}
@@ -75,8 +84,11 @@ def verify(store: EventStore, folder: ExperimentFolder, *, live: bool = False) -
             messages += int(row["messages"])
             faults += [(conversation_id, fault) for fault in _differences(store, conversation_id, record, row)]
     faults += [(name, "it is in the database, but its log is gone") for name in rows]
+    computed = recomputed = 0
     if names:
-        faults += _row_differences(store, folder, live=live)
+        more, unsure, computed, recomputed = row_differences(store, folder, live=live, recompute=recompute)
+        faults += more
+        notes += unsure
     return Checked(
         folder.experiment_id,
         names[0] if names else folder.slug or None,
@@ -84,79 +96,8 @@ def verify(store: EventStore, folder: ExperimentFolder, *, live: bool = False) -
         messages,
         tuple(faults),
         tuple(notes),
-    )
-
-
-def _row_differences(store: EventStore, folder: ExperimentFolder, *, live: bool) -> list[tuple[str, str]]:
-    """Rows that are not what the logs give, in any table: of all conversations whose logs are as they were."""
-    found: list[tuple[str, str]] = []
-    with store.beside_a_fresh_import(folder, live=live) as con:
-        con.execute(
-            """
-            CREATE TEMP TABLE same AS
-            SELECT s.conversation_id, EXISTS (
-                FROM store.computed_metrics x WHERE x.conversation_id = s.conversation_id AND x.part = 'live'
-            ) AS computed
-            FROM store.conversations s JOIN fresh.conversations USING (conversation_id, log_sha256, imported_with)
-            """
-        )
-        for table in CONVERSATION_TABLES:
-            rows = con.execute(_changed_metrics(con) if table == "message_metrics" else _changed(con, table)).fetchall()
-            found += [(name, f"rows of {table} differ from what its log gives") for (name,) in rows]
-    return found
-
-
-_SIDES = ("fresh", "store")
-
-_NOT_COMPARED = {
-    # What has no end is running or interrupted, as it was when it was imported.
-    "conversations": {"status": "CASE WHEN ended_at IS NOT NULL THEN status END"},
-    "turns": {"convergence": "CASE WHEN NOT computed THEN convergence END", "detectors": "NULL"},
-}
-"""Columns whose values may come from after the import, and what is compared instead."""
-
-
-def _columns(con: duckdb.DuckDBPyConnection, table: str) -> list[str]:
-    rows = con.execute(
-        "SELECT column_name FROM duckdb_columns() WHERE database_name = 'fresh' AND table_name = ? "
-        "ORDER BY column_index",
-        [table],
-    ).fetchall()
-    return [name for (name,) in rows]
-
-
-def _changed(con: duckdb.DuckDBPyConnection, table: str) -> str:
-    """A query for the conversations that have other rows in a table than a fresh import gives."""
-    if table in ("computed_metrics", "computed_attractors"):
-        return "SELECT conversation_id FROM same WHERE false"
-    instead = _NOT_COMPARED.get(table, {})
-    columns = ", ".join(f"{instead.get(name, quoted(name))} AS {quoted(name)}" for name in _columns(con, table))
-    which = "WHERE NOT computed" if table == "turn_metrics" else ""
-    fresh, stored = (
-        f"SELECT {columns} FROM {side}.{table} JOIN same USING (conversation_id) {which}" for side in _SIDES
-    )
-    return (
-        f"WITH f AS ({fresh}), s AS ({stored}) "
-        "SELECT DISTINCT conversation_id FROM ((FROM f EXCEPT ALL FROM s) UNION ALL (FROM s EXCEPT ALL FROM f)) "
-        "ORDER BY length(conversation_id), conversation_id"
-    )
-
-
-def _changed_metrics(con: duckdb.DuckDBPyConnection) -> str:
-    """The same of metrics: those of the log have to stand there; others may have been computed besides."""
-    keys = ("conversation_id", "experiment_id", "message_index")
-    differs = " OR ".join(
-        f"(f.{quoted(name)} IS NOT NULL AND f.{quoted(name)} IS DISTINCT FROM s.{quoted(name)})"
-        for name in _columns(con, "message_metrics")
-        if name not in keys
-    )
-    return (
-        "SELECT DISTINCT conversation_id FROM same JOIN ("
-        "SELECT coalesce(f.conversation_id, s.conversation_id) AS conversation_id, f.message_index IS NULL AS more, "
-        f"s.message_index IS NULL OR {differs} AS changed "
-        "FROM fresh.message_metrics f FULL JOIN store.message_metrics s USING (conversation_id, message_index)"
-        ") USING (conversation_id) WHERE changed OR (more AND NOT computed) "
-        "ORDER BY length(conversation_id), conversation_id"
+        computed,
+        recomputed,
     )
 
 

@@ -13,7 +13,6 @@ from datetime import datetime
 from typing import Literal, NamedTuple
 
 from pidgin_cli.conversation.control import Amount, Stop, Until
-from pidgin_cli.core.errors import ProviderTimeout
 from pidgin_cli.core.events import (
     APIErrorEvent,
     ConversationEndEvent,

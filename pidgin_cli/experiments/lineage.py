@@ -7,7 +7,7 @@ from typing import NamedTuple
 import msgspec
 from msgspec.structs import replace
 
-from pidgin_cli.conversation.branch import up_to_turn
+from pidgin_cli.conversation.branch import prefix_digest, up_to_turn
 from pidgin_cli.conversation.progress import SCRIPT, Progress
 from pidgin_cli.core.errors import LogError, NotFound
 from pidgin_cli.core.events import (
@@ -26,7 +26,19 @@ from pidgin_cli.spec.conversation import ConversationSpec, Origin
 from pidgin_cli.spec.errors import Fault
 from pidgin_cli.spec.experiment import ExperimentSpec, too_late
 
-__all__ = ["Branch", "Fork", "branches", "fork", "log_of", "origin_of", "prefix", "twin_fork", "unfit", "whole"]
+__all__ = [
+    "Branch",
+    "Fork",
+    "branches",
+    "fork",
+    "log_of",
+    "origin_of",
+    "prefix",
+    "shared_by",
+    "twin_fork",
+    "unfit",
+    "whole",
+]
 
 
 def log_of(root: OutputRoot, conversation_id: str) -> Path:
@@ -62,6 +74,25 @@ def prefix(root: OutputRoot, origin: Origin) -> list[Event]:
         LogError: its record is damaged before the end of that turn.
     """
     return fork(root, origin).events
+
+
+def shared_by(root: OutputRoot, log: Path) -> list[Event]:
+    """What the conversation of a log shares with others, as `prefix` has it; nothing where it is no branch.
+
+    Raises:
+        NotFound: a conversation that it comes from is not there.
+        LogError: that one's record is damaged, or is not what it was when the branch began.
+    """
+    start = _first_line(log)
+    origin = None if start is None else origin_of([start])
+    if start is None or start.branch_of is None or origin is None:
+        return []
+    shared = prefix(root, origin)
+    if prefix_digest(shared) != start.branch_of.get("digest"):
+        raise LogError(
+            f"the record of {origin.conversation_id}, which {start.conversation_id} branches off, is not what it was"
+        )
+    return shared
 
 
 def fork(root: OutputRoot, origin: Origin) -> Fork:

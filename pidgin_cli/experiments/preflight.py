@@ -18,7 +18,7 @@ from pidgin_cli.spec.conversation import ConversationSpec, Origin
 from pidgin_cli.spec.errors import tell
 from pidgin_cli.spec.experiment import ExperimentSpec, located
 
-from .lineage import fork, unfit
+from .lineage import fork, shared_by, unfit
 from .runner import find_log
 
 __all__ = ["check_models", "check_origin", "recording"]
@@ -31,9 +31,11 @@ def recording(root: OutputRoot, source: str) -> Mapping[str, Sequence[RecordedRe
         source: a conversation or experiment below `root`, or the path of a log.
 
     Raises:
-        NotFound: there is no such record. LogError: it cannot be read.
+        NotFound: there is no such record, or it is of a branch and what it comes from is not there.
+        LogError: it cannot be read.
     """
-    return read_recording(find_log(root, source))
+    log = find_log(root, source)
+    return read_recording(log, shared_by(root, log))
 
 
 def check_origin(root: OutputRoot, spec: ExperimentSpec, source: Path | str) -> list[str]:

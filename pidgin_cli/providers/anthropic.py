@@ -48,10 +48,12 @@ from .wire import (
     api_key,
     arguments_of,
     base_url,
+    begun_again,
     error_class,
     message_in,
     one_line,
     rate_limits,
+    read_out,
     retry_after_s,
     unfinished,
     what_came,
@@ -323,15 +325,19 @@ async def _deltas(stream: sdk.AsyncStream[RawMessageStreamEvent]) -> AsyncGenera
     reason: str | None = None
     model = request_id = None
     counted: dict[str, int] = {}
-    whole = False
-    async for event in stream:
+    said = whole = False
+    events = aiter(stream)
+    async for event in events:
         match event.type:
             case "message_start":
+                if said:
+                    raise begun_again(INFO.name)
                 model, request_id = event.message.model, event.message.id
                 # Its count of output tokens is that of a reply just begun.
                 if usage := _usage(event.message.usage, counted, output=False):
                     yield UsageDelta(usage)
             case "content_block_start":
+                said = True
                 block = event.content_block
                 if block.type == "text" and block.text:
                     yield TextDelta(block.text)
@@ -357,11 +363,13 @@ async def _deltas(stream: sdk.AsyncStream[RawMessageStreamEvent]) -> AsyncGenera
                     yield UsageDelta(usage)
             case "message_stop":
                 whole = True
+                break
     if not whole:
-        said = kept_json(stream.response)
-        if text := message_in(said):
-            raise sdk.APIStatusError(text, response=stream.response, body=said)
+        body = kept_json(stream.response)
+        if text := message_in(body):
+            raise sdk.APIStatusError(text, response=stream.response, body=body)
         raise unfinished(stream.response.headers, INFO.name)
+    await read_out(events)
     yield Finish(
         reason=FINISH_REASONS.get(reason or "", FinishReason.UNKNOWN),
         model=model,

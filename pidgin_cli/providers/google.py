@@ -41,9 +41,11 @@ from .instead import keep_json, kept_json
 from .registry import PROVIDERS, ProviderInfo
 from .wire import (
     CUT_OFF,
+    ReplyId,
     api_key,
     arguments_of,
     base_url,
+    begun_again,
     error_class,
     message_in,
     one_line,
@@ -265,9 +267,7 @@ def translate(exc: Exception, *secrets: str, answered: bool = True, said: str = 
         case ValueError() | TypeError() | AttributeError() | RecursionError():
             kind = RequestRejected
             text = f"the SDK does not take this request: {text}"
-    return kind(
-        one_line(text, *secrets), provider=INFO.name, status=status, retry_after_s=retry_after, sent=sent
-    )
+    return kind(one_line(text, *secrets), provider=INFO.name, status=status, retry_after_s=retry_after, sent=sent)
 
 
 def _attached(body: object) -> dict[str, Any]:
@@ -322,7 +322,11 @@ async def _deltas(
     model = request_id = None
     usage = Usage()
     calls = 0
+    reply_id = ReplyId()
     async for chunk in chunks:
+        if reply_id.is_another(chunk.response_id) and reason is None:
+            raise begun_again(INFO.name)
+        ended = reason is not None
         model, request_id = chunk.model_version or model, chunk.response_id or request_id
         # Every chunk counts anew what there is so far.
         if chunk.usage_metadata is not None and (now := _usage(chunk.usage_metadata)) != usage:
@@ -334,6 +338,8 @@ async def _deltas(
         for candidate in chunk.candidates or ():
             if candidate.index:
                 continue  # another reply to the same request
+            if ended and candidate.finish_reason is None:
+                continue  # some models have a reason in every chunk; after the only one nothing counts
             reason = candidate.finish_reason or reason
             for part in (candidate.content and candidate.content.parts) or ():
                 if part.text:

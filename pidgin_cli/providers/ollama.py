@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import httpx
@@ -37,7 +38,17 @@ from .base import Embedded, Timeouts
 from .inline_thinking import ThinkingSplitter
 from .ollama_setup import EXAMPLE, place
 from .registry import PROVIDERS, ProviderInfo, address
-from .wire import CUT_OFF, arguments_of, bad_address, error_class, message_in, one_line, retry_after_s, what_came
+from .wire import (
+    CUT_OFF,
+    arguments_of,
+    bad_address,
+    error_class,
+    message_in,
+    one_line,
+    read_out,
+    retry_after_s,
+    what_came,
+)
 
 try:
     import ollama as sdk
@@ -59,6 +70,9 @@ SHOW_S = 10.0
 """Seconds a server may take to say what a model is."""
 FIELDS = ("format", "keep_alive", "logprobs", "options", "think", "top_logprobs")
 """Words of `extra` that stand in the request itself; all others are options."""
+
+BLANKS = " \t\r\n"
+"""Those of JSON."""
 
 FINISH_REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 
@@ -106,7 +120,11 @@ class OllamaProvider:
         self._shown: dict[str, _Shown] = {}
         self._netloc = place(info).netloc
         try:
-            self._client = sdk.AsyncClient(address(info), timeout=httpx.Timeout(None, connect=timeouts.connect_s))
+            self._client = sdk.AsyncClient(
+                address(info),
+                timeout=httpx.Timeout(None, connect=timeouts.connect_s),
+                event_hooks={"response": [_part_lines]},
+            )
         except (ValueError, httpx.InvalidURL) as exc:
             raise bad_address(info, EXAMPLE) from exc
 
@@ -237,6 +255,26 @@ class OllamaProvider:
             raise translate(exc, self._secret, model=model, netloc=self._netloc) from exc
 
 
+async def _part_lines(response: httpx.Response) -> None:
+    """Have the SDK part a stream as JSON lines are parted."""
+    # The library's own lines end wherever Unicode has a line end, and the strings of JSON may hold those as they are.
+    response.aiter_lines = partial(_lines, response)  # type: ignore[method-assign]
+
+
+async def _lines(response: httpx.Response) -> AsyncIterator[str]:
+    pieces: list[bytes] = []
+    async with aclosing(cast("AsyncGenerator[bytes]", response.aiter_bytes())) as parts:
+        async for part in parts:
+            *ended, rest = part.split(b"\n")
+            for end in ended:
+                if line := b"".join((*pieces, end)).decode("utf-8-sig").strip(BLANKS):
+                    yield line
+                pieces.clear()
+            pieces.append(rest)
+    if line := b"".join(pieces).decode("utf-8-sig").strip(BLANKS):
+        yield line
+
+
 def _own_context(request: ModelRequest) -> int | None:
     """The context that the agent's `extra` asks for, in either of its places."""
     extra = request.settings.extra or {}
@@ -277,9 +315,7 @@ def translate(exc: Exception, *secrets: str, netloc: str, model: str = "") -> Pr
             text = "the request holds text that UTF-8 cannot carry"
         case ValueError() | TypeError() | AttributeError() | RecursionError():
             text = f"the server sent what the Ollama API does not: {what_came(exc)}"
-    return kind(
-        one_line(text, *secrets), provider=INFO.name, status=status, retry_after_s=retry_after, sent=sent
-    )
+    return kind(one_line(text, *secrets), provider=INFO.name, status=status, retry_after_s=retry_after, sent=sent)
 
 
 def _messages(request: ModelRequest) -> list[dict[str, Any]]:
@@ -306,7 +342,8 @@ async def _deltas(parts: AsyncIterator[sdk.ChatResponse]) -> AsyncGenerator[Delt
     finish: Finish | None = None
     calls = 0
     splitter: ThinkingSplitter | None = ThinkingSplitter()
-    async for part in parts:
+    lines = aiter(parts)
+    async for part in lines:
         message = part.message
         if message.thinking:
             if splitter is not None:
@@ -334,9 +371,11 @@ async def _deltas(parts: AsyncIterator[sdk.ChatResponse]) -> AsyncGenerator[Delt
             if calls and reason is FinishReason.STOP:
                 reason = FinishReason.TOOL_CALLS
             finish = Finish(reason=reason, model=part.model)
+            break
     if splitter is not None:
         for kept in splitter.end():
             yield kept
     if finish is None:
         raise ProviderUnavailable(CUT_OFF, provider=INFO.name)
+    await read_out(lines)
     yield finish

@@ -42,8 +42,10 @@ from .instead import keep_json, kept_json
 from .registry import PROVIDERS, ProviderInfo, at_home
 from .wire import (
     CUT_OFF,
+    ReplyId,
     api_key,
     base_url,
+    begun_again,
     error_class,
     message_in,
     one_line,
@@ -315,7 +317,16 @@ async def _deltas(
     reason: str | None = None
     model = request_id = fingerprint = None
     refused = False
+    reply_id = ReplyId()
     async for chunk in stream:
+        # Some servers have a role in every chunk, and some an id of its own for every one.
+        if (
+            reply_id.is_another(chunk.id)
+            and reason is None
+            and any(getattr(choice.delta, "role", None) for choice in chunk.choices or ())
+        ):
+            raise begun_again(INFO.name)
+        ended = reason is not None
         model, request_id = chunk.model or model, chunk.id or request_id
         fingerprint = chunk.system_fingerprint or fingerprint
         if chunk.usage is not None:
@@ -323,6 +334,8 @@ async def _deltas(
         for choice in chunk.choices or ():
             if choice.index:
                 continue  # another reply to the same request
+            if ended and not choice.finish_reason:
+                continue  # some servers have a reason in every chunk; after the only one nothing counts
             reason = choice.finish_reason or reason
             delta = choice.delta
             if delta is None:

@@ -25,13 +25,15 @@ from pidgin_cli.core.types import (
 )
 
 from .instead import keep_json
-from .openai import OpenAIProvider, broken_off
+from .openai import INFO, OpenAIProvider, broken_off
 from .registry import needs_responses
-from .wire import rate_limits
+from .wire import begun_again, rate_limits, read_out
 
 __all__ = ["ResponsesProvider", "needs_responses"]
 
 
+APART = "\n\n"
+"""Between two messages of a reply, and two parts of a summary."""
 INCOMPLETE = {"max_output_tokens": FinishReason.LENGTH, "content_filter": FinishReason.CONTENT_FILTER}
 
 
@@ -104,23 +106,45 @@ def _items(messages: Sequence[Message]) -> list[Any]:
 async def _deltas(stream: sdk.AsyncStream[ResponseStreamEvent]) -> AsyncGenerator[Delta]:
     response: Response | None = None
     summary: tuple[int, int] | None = None
-    called = refused = False
-    async for event in stream:
+    message: int | None = None
+    told: list[str] = []
+    begun: set[str] = set()
+    came = called = refused = False
+    events = aiter(stream)
+    async for event in events:
         match event.type:
-            case "response.output_text.delta":
-                yield TextDelta(event.delta)
-            case "response.refusal.delta":
-                refused = True
-                yield TextDelta(event.delta)
-            case "response.reasoning_summary_text.delta":
-                # A summary comes in parts, with nothing in between.
-                part = (event.output_index, event.summary_index)
-                yield ThinkingDelta(event.delta if summary in (None, part) else f"\n\n{event.delta}")
-                summary = part
-            case "response.reasoning_text.delta":
-                yield ThinkingDelta(event.delta)
+            case "response.created":
+                if came:
+                    raise begun_again(INFO.name)
+            case (
+                "response.output_text.delta"
+                | "response.output_text.done"
+                | "response.refusal.delta"
+                | "response.refusal.done"
+            ):
+                if said := _said(event, begun):
+                    refused = refused or event.type.startswith("response.refusal")
+                    index = getattr(event, "output_index", None)  # not every server has it
+                    if told and index != message:
+                        told.append(APART)
+                        yield TextDelta(APART)
+                    came, message = True, index
+                    told.append(said)
+                    yield TextDelta(said)
+            case "response.reasoning_summary_text.delta" | "response.reasoning_summary_text.done":
+                if said := _said(event, begun):
+                    # A summary comes in parts, with nothing in between.
+                    part = (event.output_index, event.summary_index)
+                    if summary not in (None, part):
+                        yield ThinkingDelta(APART)
+                    came, summary = True, part
+                    yield ThinkingDelta(said)
+            case "response.reasoning_text.delta" | "response.reasoning_text.done":
+                if said := _said(event, begun):
+                    came = True
+                    yield ThinkingDelta(said)
             case "response.output_item.added" if event.item.type == "function_call":
-                called = True
+                came = called = True
                 call = event.item
                 yield ToolCallDelta(event.output_index, id=call.call_id, name=call.name, arguments=call.arguments)
             case "response.function_call_arguments.delta":
@@ -129,6 +153,7 @@ async def _deltas(stream: sdk.AsyncStream[ResponseStreamEvent]) -> AsyncGenerato
                 response = event.response
                 if response.usage is not None:
                     yield UsageDelta(_usage(response.usage))
+                break
             case "response.failed":
                 error = event.response.error
                 raise _error(stream, error.message, error.code) if error else _error(stream, None, None)
@@ -136,6 +161,13 @@ async def _deltas(stream: sdk.AsyncStream[ResponseStreamEvent]) -> AsyncGenerato
                 raise _error(stream, event.message, event.code)
     if response is None:
         raise broken_off(stream)
+    await read_out(events)
+    # Where a server streams nothing of a message, only this has it. One that tells of other messages than it has
+    # streamed is taken by what it streamed.
+    text, refusal = _text(response)
+    if len(text) > (length := sum(map(len, told))) and text.startswith("".join(told)):
+        refused = refused or refusal
+        yield TextDelta(text[length:])
     reason = FinishReason.TOOL_CALLS if called else FinishReason.REFUSAL if refused else FinishReason.STOP
     if response.status == "incomplete":
         details = response.incomplete_details
@@ -145,6 +177,34 @@ async def _deltas(stream: sdk.AsyncStream[ResponseStreamEvent]) -> AsyncGenerato
         model=response.model,
         request_id=stream.response.headers.get("x-request-id") or response.id,
     )
+
+
+def _said(event: Any, begun: set[str]) -> Any:
+    """What an event adds to its part: a piece, or at its end all of it if it came without pieces.
+
+    Args:
+        begun: the kinds of parts of which pieces have come and no end.
+    """
+    kind, _, step = event.type.rpartition(".")
+    if step == "delta":
+        begun.add(kind)
+        return event.delta
+    if kind in begun:
+        begun.discard(kind)
+        return None
+    return getattr(event, "refusal" if kind == "response.refusal" else "text", None)
+
+
+def _text(response: Response) -> tuple[str, bool]:
+    """What a response has in its messages, and whether it is a refusal."""
+    messages: list[str] = []
+    refused = False
+    for item in response.output or ():
+        parts: list[Any] = (getattr(item, "content", None) or []) if item.type == "message" else []
+        texts = [getattr(part, "text", None) or getattr(part, "refusal", None) for part in parts]
+        refused = refused or any(part.type == "refusal" for part in parts)
+        messages.append("".join(text for text in texts if isinstance(text, str)))
+    return APART.join(filter(None, messages)), refused
 
 
 def _error(stream: sdk.AsyncStream[Any], message: str | None, code: str | None) -> sdk.APIError:

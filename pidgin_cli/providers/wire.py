@@ -1,10 +1,12 @@
 """What the adapters of models behind HTTP share: address and key from the environment, and errors as one clear line."""
 
+import asyncio
 import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from html import unescape
@@ -28,15 +30,18 @@ from .registry import ProviderInfo, address, missing_key
 
 __all__ = [
     "CUT_OFF",
+    "ReplyId",
     "address_source",
     "api_key",
     "arguments_of",
     "bad_address",
     "base_url",
+    "begun_again",
     "error_class",
     "message_in",
     "one_line",
     "rate_limits",
+    "read_out",
     "retry_after_s",
     "unfinished",
     "what_came",
@@ -45,6 +50,8 @@ __all__ = [
 CUT_OFF = "the stream ended before the reply was whole"
 PLACEHOLDER_KEY = "none-needed"
 """For servers that want no key; the SDKs refuse to start without one."""
+READ_OUT_S = 0.5
+"""How long a server may take to close a stream that says it is at its end."""
 MESSAGE_LIMIT = 500
 LONGEST_WAIT_S = 86_400.0
 """More than this a provider did not mean, or nobody would wait for: it counts as not told."""
@@ -261,6 +268,37 @@ def unfinished(headers: Mapping[str, str], provider: str) -> ProviderUnavailable
     kind = headers.get("content-type", "nothing known")
     text = CUT_OFF if kind.startswith("text/event-stream") else f"{CUT_OFF}: the server answered with {kind}"
     return ProviderUnavailable(text, provider=provider)
+
+
+def begun_again(provider: str) -> ProviderUnavailable:
+    """The error for a stream in which another reply follows a part of one, as gateways do that ask once more."""
+    return ProviderUnavailable("the server began the reply again before it was whole", provider=provider)
+
+
+class ReplyId:
+    """The id that the chunks of a reply have in common, for servers that give it one."""
+
+    def __init__(self) -> None:
+        self._id: object = None
+        self._shared = False
+
+    def is_another(self, chunk_id: object) -> bool:
+        """Whether a chunk has an id other than the one that those before it shared."""
+        if not chunk_id:
+            return False
+        if chunk_id == self._id:
+            self._shared = True
+            return False
+        was_shared, self._id, self._shared = self._shared, chunk_id, False
+        return was_shared
+
+
+async def read_out(events: AsyncIterator[object]) -> None:
+    """Read what comes after the end of a reply, which lets the connection be used again; it is no part of the reply."""
+    with suppress(Exception):
+        async with asyncio.timeout(READ_OUT_S):
+            async for _ in events:
+                pass
 
 
 def arguments_of(text: str) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from .text import count
 from .transcript import Lineage
 from .workers import Workers, workers
 
-__all__ = ["NOT_CHOSEN", "Measured", "check_embeddings", "measure"]
+__all__ = ["NOT_CHOSEN", "Measured", "check_embeddings", "measure", "measure_again"]
 
 NOT_CHOSEN = "no embedding model was chosen; run: pidgin import EXPERIMENT --embeddings MODEL"
 """Why there are no semantic metrics where nobody asked for them."""
@@ -126,14 +126,7 @@ def measure(
     if embeddings is not None:
         check_embeddings(embeddings)
     study = _Texts(store, root, folder, lineage, progress)
-    with _Keeping(store) as keeping:
-        with workers(None if study.is_large() else 1) as pool:
-            for computed in study.live(pool):
-                keeping.add(computed)
-            for computed in study.texts(pool):
-                keeping.add(computed)
-        for computed in study.others():
-            keeping.add(computed)
+    keeping = _without_vectors(store, study)
     found = Measured(len(keeping.conversations), keeping.live)
     if embeddings is None and not study.has_vectors():
         embeddings = _chosen(folder)
@@ -142,6 +135,36 @@ def measure(
     if embeddings is None:
         return found
     return study.with_vectors(embeddings, found, keeping.conversations)
+
+
+def measure_again(
+    store: EventStore,
+    root: OutputRoot,
+    folder: ExperimentFolder,
+    *,
+    lineage: Lineage,
+    lexical: bool,
+    progress: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Compute what `measure` does, as far as nobody has to be asked for vectors; `lexical`: of `LEXICAL_HASH`, too."""
+    study = _Texts(store, root, folder, lineage, progress)
+    keeping = _without_vectors(store, study)
+    if lexical:
+        study.with_vectors(LEXICAL_HASH, Measured(), keeping.conversations)
+    else:
+        store.keep_computed(study.without_vectors(NOT_CHOSEN))
+
+
+def _without_vectors(store: EventStore, study: "_Texts") -> "_Keeping":
+    with _Keeping(store) as keeping:
+        with workers(None if study.is_large() else 1) as pool:
+            for computed in study.live(pool):
+                keeping.add(computed)
+            for computed in study.texts(pool):
+                keeping.add(computed)
+        for computed in study.others():
+            keeping.add(computed)
+    return keeping
 
 
 class _Keeping:

@@ -97,6 +97,7 @@ class _Transcript:
         self.turn = 0
         self.is_shared = False
         self.is_dated = True
+        self.tells_attempts = True
         self.edited: dict[int, int] = {}
 
     def name(self, agent_id: str) -> Markdown:
@@ -149,6 +150,7 @@ class _Transcript:
         self.put(f"# Conversation {inline(start.conversation_id or '')}")
         source = start.spec.get("source")
         self.is_dated = not isinstance(source, dict) or source.get("format") != "transcript"
+        self.tells_attempts = source is None
         facts: list[tuple[str, object]] = [
             ("experiment", start.experiment_id),
             ("arm", start.arm or None),
@@ -330,7 +332,7 @@ class _Transcript:
             _number(timing.duration_ms),
             _number(timing.tokens_per_s, ",.1f"),
             event.finish_reason.value,
-            event.attempt,
+            event.attempt if self.tells_attempts else None,
         )
 
 
