@@ -831,9 +831,10 @@ import` and `pidgin report`, or `embeddings: MODEL` in the spec. A flag wins; wi
 
 All messages, openings and system prompts are embedded, blank ones aside. Vectors are kept in `embeddings.db` in the
 cache folder (`PIDGIN_CACHE_DIR`) by provider, address, model and digest of the text, so that no text is sent twice; the
-file holds no text; `pidgin cache` tells its size and empties it. Tokens and cost are told. `message_metrics.embedding_model` names the model of every value: all
-conversations of an experiment have the same one, until one of them grows. Never compare values of two models. When the
-model cannot be asked, the other metrics are there all the same, and older semantic values stay.
+file holds no text; `pidgin cache` tells its size and empties it. Tokens and cost are told.
+`message_metrics.embedding_model` names the model of every value: all conversations of an experiment have the same one,
+until one of them grows. Never compare values of two models. When the model cannot be asked, the other metrics are there
+all the same, and older semantic values stay.
 """
 
 METRICS_OTHERS = """

@@ -184,8 +184,8 @@ def test_query_as_table_json_and_csv(pidgin: Pidgin, talked: str) -> None:
 
 def test_csv_tells_null_from_the_empty_text(pidgin: Pidgin, talked: str) -> None:
     """NULL is an empty field, the empty text one in quotes, as DuckDB and the exports write them."""
-    sql = """SELECT * FROM (VALUES (1, NULL, ''), (2, '', NULL), (3, 'a,b', 'q"'), (4, e'x\\ny', ' z'), (5, NULL, e'\\r'),
-        (6, '-', '0')) AS t(i, one, "two, too")"""
+    sql = """SELECT * FROM (VALUES (1, NULL, ''), (2, '', NULL), (3, 'a,b', 'q"'), (4, e'x\\ny', ' z'),
+        (5, NULL, e'\\r'), (6, '-', '0')) AS t(i, one, "two, too")"""
     told = pidgin("query", sql, "--csv").out
     assert told.startswith('i,one,"two, too"\n1,,""\n2,"",\n3,"a,b","q"""\n')
     assert pidgin("query", sql, "--csv", "--to", "x.csv").status == 0

@@ -384,7 +384,7 @@ def _write(answer: Answer, kind: str, file: Any) -> None:
         file.write(f"{','.join(map(_quoted, answer.columns))}\n")
         for row in answer.rows:
             fields = (_as_csv(value, type_) for value, type_ in zip(row, answer.types, strict=True))
-            file.write(f"{','.join(fields)}\n")
+            file.write(f"{','.join(fields) or _quoted('')}\n")  # an empty line would be lost on reading
         return
     names = _distinct(answer.columns)
     before = "[\n"

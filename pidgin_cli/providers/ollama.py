@@ -267,12 +267,13 @@ async def _lines(response: httpx.Response) -> AsyncIterator[str]:
         async for part in parts:
             *ended, rest = part.split(b"\n")
             for end in ended:
-                if line := b"".join((*pieces, end)).decode("utf-8-sig").strip(BLANKS):
+                line = b"".join((*pieces, end)).decode("utf-8-sig")
+                if line.strip(BLANKS):
                     yield line
                 pieces.clear()
             pieces.append(rest)
-    if line := b"".join(pieces).decode("utf-8-sig").strip(BLANKS):
-        yield line
+    if (last := b"".join(pieces).decode("utf-8-sig")).strip(BLANKS):
+        yield last
 
 
 def _own_context(request: ModelRequest) -> int | None:
