@@ -194,7 +194,8 @@ def test_csv_tells_null_from_the_empty_text(pidgin: Pidgin, talked: str) -> None
     read = f"FROM read_csv('x.csv', header = true, quote = '\"', allow_quoted_nulls = false, {columns})"
     rows = duckdb.connect().execute(read).fetchall()
     assert rows == [(1, None, ""), (2, "", None), (3, "a,b", 'q"'), (4, "x\ny", " z"), (5, None, "\r"), (6, "-", "0")]
-    assert pidgin("query", "SELECT unnest([NULL, '', 'a']) AS x", "--csv").out == 'x\n\n""\na\n'
+    one_column = pidgin("query", "SELECT unnest([NULL, '', 'a']) AS x", "--csv").out
+    assert one_column == 'x\n""\n""\na\n', "an empty line would be skipped by whoever reads it"
 
 
 def test_query_values_of_every_kind(pidgin: Pidgin, talked: str) -> None:
