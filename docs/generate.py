@@ -936,8 +936,8 @@ the same format as all others, once, however often they are imported, and go on 
 - **Logs of the earlier Pidgin** (`.jsonl`): lines with an `event_type`, for two agents `agent_a` and `agent_b`, with
   turns counted from 0; the fields stand in the line itself or, in its first versions, in `data`. Messages are taken
   from `MessageCompleteEvent`, and those that stand nowhere else from `turn` in `TurnCompleteEvent`. Times without a
-  zone are taken as they are written. `tokens_used` is left out, because it does not say which tokens. A conversation in which
-  an agent was made to say `[API error: …]` is invalid.
+  zone are taken as they are written. `tokens_used` is left out, because it does not say which tokens. A conversation in
+  which an agent was made to say `[API error: …]` is invalid.
 - **Plain transcripts** (any other file; in a folder, `.txt`): UTF-8, with a line `Name 1:` or `### Name 1 ###` before
   each message, or `Name 1: words`. [How it is told who speaks](../database.md#records-from-elsewhere); where it cannot
   be told, the file is not taken. A name such as `opus_gpt4o_cli_20241018_213842.txt` gives the models and the arm.

@@ -800,7 +800,7 @@ def test_slugs_are_plain_and_stable(name: str) -> None:
 
 def test_a_folder_that_is_no_experiment_is_refused(tmp_path: Path) -> None:
     """Only folders with the documented name are experiments."""
-    for name in ("notes", "experiment_short_20260101", "experiment_ABCD1234_20260101", f"experiment_{ID}"):
+    for name in ("notes", "experiment_short_20260101", "experiment_ABCD1234_20260101", f"experiment_{ID}_"):
         with pytest.raises(LogError, match="is not the folder of an experiment"):
             ExperimentFolder(tmp_path / name)
 

@@ -2,8 +2,8 @@
 
 Two kinds are read. **The earlier Pidgin's logs**: JSON lines with `event_type`, two agents `agent_a` and `agent_b`, and
 turns that count from 0; the fields of an event stand in the line itself or, in the first versions, in `data`.
-**Plain transcripts**: a line such as `Name 1:` or `### Name 1 ###` before each message, as the Backrooms published them;
-`marks` tells which lines are such.
+**Plain transcripts**: a line such as `Name 1:` or `### Name 1 ###` before each message, as the Backrooms published
+them; `marks` tells which lines are such.
 
 What a record does not say stays absent: nothing is guessed about models, prompts, seeds, costs or why a talk ended.
 Where it came from stands in the `source` of each conversation's spec.

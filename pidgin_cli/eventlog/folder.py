@@ -21,9 +21,7 @@ from pidgin_cli.core.errors import LogError, NotFound, SpecError
 __all__ = ["ExperimentFolder", "OutputRoot", "new_id", "same_name", "slug"]
 
 _ALPHABET = string.ascii_lowercase + string.digits
-_FOLDER = re.compile(
-    r"experiment_(?P<id>[a-z0-9]{8})(?:(?:_(?P<name>.*))?_(?P<date>\d{8})|_(?P<renamed>[a-z0-9-]+))?"
-)
+_FOLDER = re.compile(r"experiment_(?P<id>[a-z0-9]{8})(?:(?:_(?P<name>.*))?_(?P<date>\d{8})|_(?P<renamed>[a-z0-9-]+))?")
 """The date is always there at first, and may be lost where a person renames a folder."""
 
 
