@@ -87,7 +87,8 @@ def record(root: Path = Path("pidgin_output")) -> Record:
 
 
 def read(log: Path) -> Record:
-    return Record(log.parent, [json.loads(line) for line in log.read_bytes().splitlines()])
+    """The whole lines of a log. The last may be on its way, or cut by a kill at the end of a page."""
+    return Record(log.parent, [json.loads(line) for line in log.read_bytes().split(b"\n")[:-1]])
 
 
 def error_of(said: Said, status: int = 2) -> str:

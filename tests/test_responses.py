@@ -136,7 +136,7 @@ async def test_parts_of_a_summary_are_kept_apart(server: LoopbackServer, provide
     server.reply = lambda _request: Reply(thinking=["One ", "thought."], insert=(5, summary("Another.", 1)))
     deltas = [delta async for delta in provider.stream_response(REQUEST)]
     thoughts = [delta.text for delta in deltas if isinstance(delta, ThinkingDelta)]
-    assert thoughts == ["One ", "thought.", "\n\nAnother."]
+    assert thoughts == ["One ", "thought.", "\n\n", "Another."]
 
 
 async def test_reasoning_of_open_models_is_thinking(server: LoopbackServer, provider: ResponsesProvider):
