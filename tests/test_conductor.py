@@ -438,6 +438,9 @@ async def test_a_wrong_model_makes_the_conversation_invalid(tmp_path: Path) -> N
         ("openrouter:meta-llama/llama-3.3-70b-instruct:free", "meta-llama/llama-3.3-70b-instruct"),
         ("llamacpp:qwen2.5-7b-instruct", "/models/Qwen2.5-7B-Instruct-Q4_K_M.gguf"),
         ("ollama:llama3.2", "llama3.2:latest"),
+        ("google:gemini-flash-latest", "gemini-2.5-flash-preview-09-2025"),
+        ("openrouter:anthropic/claude-sonnet-4", "anthropic/claude-4-sonnet-20250522"),
+        ("vllm:m1", ""),
     ],
 )
 def test_a_model_may_answer_with_its_full_name(requested: str, served: str) -> None:
@@ -454,6 +457,8 @@ def test_a_model_may_answer_with_its_full_name(requested: str, served: str) -> N
         ("openai:gpt-4", "gpt-4.1"),
         ("openai:o1", "o1-mini"),
         ("google:gemini-2.5-flash", "gemini-2.5-flash-lite"),
+        ("google:gemini-flash-latest", "gemini-2.5-flash-lite"),
+        ("google:gemini-2.5-pro", "gemini-3-pro"),
         ("anthropic:claude-opus-4", "claude-opus-4-5"),
         ("my-gateway:m1", "m1-mini"),
         ("my-gateway:m1", "m1" + "-123456" * 5_000 + "x"),

@@ -8,7 +8,7 @@ import difflib
 import re
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -194,34 +194,42 @@ def thinks(model_id: str) -> bool | None:
     return None
 
 
-_VERSION = re.compile(
-    r"(?:[-_.:@ ](?:(?:19|20)\d\d[-_.]?[01]\d[-_.]?[0-3]\d|[01]\d-(?:20)?\d\d|v?\d{3,6}|preview|exp|beta|free"
-    r"|gguf|ggml|safetensors|mlx|awq|gptq|fp8|b?f16|f32|int[48]|[48]bit|i?q\d\w*))*"
+_DATE = re.compile(r"[-_.:@ ](?:(?:19|20)\d\d[-_.]?[01]\d[-_.]?[0-3]\d|[01]\d-(?:20)?\d\d)(?!\d)")
+_SNAPSHOT = re.compile(r"v?\d{3,6}|preview|exp|beta|free|latest")
+_FILE_PARTS = re.compile(
+    r"[-_.:@ ](?:gguf|ggml|safetensors|mlx|awq|gptq|fp8|b?f16|f32|int[48]|[48]bit|i?q\d\w*)(?![^-_.:@ ])"
 )
-"""What a name may add to another of the same model: a date, the number of a snapshot, how the file is made."""
 
 
-@cache
+@lru_cache(maxsize=1024)  # servers may call themselves anything
 def same_model(requested: str, served: str | None) -> bool:
     """Whether the model that served may be the one that was asked for.
 
-    Vendors answer an alias with a dated name (`gpt-x` with `gpt-x-2026-05-01`), local servers with a path and with how
-    the file is made. So one plain name may begin with the other and go on with a version, or both stand for one entry
-    of the catalogue. Another size of the family (`gpt-x-mini`) or another number (`gpt-x.1`) is another model.
+    Vendors answer an alias with a dated name (`gpt-x` with `gpt-x-2026-05-01`), gateways turn the words around, local
+    servers send a path and how the file is made. So what counts are the words and version numbers of the plain names,
+    or that both stand for one entry of the catalogue; what stands for `…-latest` has a number of its own. Another size
+    of the family (`gpt-x-mini`) or another number (`gpt-x.1`) is another model.
 
     Args:
         requested: the id, provider first.
-        served: as the provider said; None: it did not.
+        served: as the provider said; None or empty: it did not.
     """
     provider, _, model = requested.partition(":")
-    if served is None or provider in ("local", "replay"):
+    if not served or provider in ("local", "replay"):
         return True
-    names = [Path(name).name.lower().removesuffix("-latest").removesuffix(":latest") for name in (model, served)]
-    shorter, longer = sorted(names, key=len)
-    if longer.startswith(shorter) and _VERSION.fullmatch(longer, len(shorter)):
+    one, other = (_words(name) for name in (model, served))
+    if model.endswith("-latest"):
+        one, other = ([word for word in words if not word.isdecimal()] for words in (one, other))
+    if one == other:
         return True
     listed = _listed(requested)
     return listed is not None and listed is _listed(f"{provider}:{served}")
+
+
+def _words(name: str) -> list[str]:
+    """The words and version numbers of a model's name, in the order of the alphabet."""
+    words = re.split(r"[-_.:@ ]", _DATE.sub("", _FILE_PARTS.sub("", Path(name).name.lower())))
+    return sorted(word for word in words if word and not _SNAPSHOT.fullmatch(word))
 
 
 def cost_usd(model_id: str, usage: Usage, *, at_home: bool = True) -> float | None:
