@@ -300,7 +300,7 @@ class HistoryCompactedEvent(Event, frozen=True, kw_only=True, omit_defaults=True
 
 
 class ContextLimitEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
-    """The next request would not fit, and the policy is to stop."""
+    """The next request would not fit, and the policy is to stop, or nothing could be left out."""
 
     agent_id: str
     turn_number: int
@@ -308,7 +308,7 @@ class ContextLimitEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
     estimated_tokens: int | None = None
     limit_tokens: int | None = None
     reported: str | None = None
-    """The provider's own words, where it was the one to refuse."""
+    """The provider's own words, where it was the one to refuse; or why there is no summary."""
 
 
 class ToolCallEvent(Event, frozen=True, kw_only=True, omit_defaults=True):
