@@ -116,8 +116,8 @@ SUMMARY_QUESTION = (
     "what was agreed, and where it was heading."
 )
 SUMMARY_MAX_TOKENS = 1024
-SUMMARY_MAX_TOKENS_AFTER_ALL = 4096
-"""Where the first were not enough."""
+SUMMARY_MAX_TOKENS_ON_RETRY = 4096
+"""For a summary that was cut: models that think write after it."""
 
 _NAME_PHRASES = re.compile(
     r"^(?:(?:sure|okay|ok|certainly|of course|hello|hi)[,.!]*\s+)?"
@@ -1035,11 +1035,11 @@ class Conductor:
             parts.insert(1, f"Summary of what came before: {earlier}")
         text = "\n\n".join(parts)
         response = await self._side_question(writer, SUMMARY_SYSTEM, text, "summary", settings)
-        if response.finish.reason is FinishReason.LENGTH:  # models that think write after it
-            settings = AgentSettings(max_tokens=SUMMARY_MAX_TOKENS_AFTER_ALL)
+        if response.finish.reason is FinishReason.LENGTH:
+            settings = AgentSettings(max_tokens=SUMMARY_MAX_TOKENS_ON_RETRY)
             response = await self._side_question(writer, SUMMARY_SYSTEM, text, "summary", settings)
         summary = response.message.content.strip()
-        if not is_whole(response):
+        if not _is_whole(response):
             raise _NoSummary(f"{writer.agent.model} wrote no summary (finish reason: {response.finish.reason})")
         if not summary:
             raise _NoSummary(f"{writer.agent.model} wrote an empty summary")
@@ -1084,7 +1084,7 @@ class Conductor:
         text = self.spec.tagged(NAME_QUESTION).content
         response = await self._side_question(seat, seat.agent.system_prompt, text, "name", seat.agent.settings)
         reply = response.message.content
-        name = parse_name(reply) if is_whole(response) else None
+        name = parse_name(reply) if _is_whole(response) else None
         taken = {self.progress.names[agent_id] for agent_id in self.progress.named}
         wanted = unique = name or seat.agent.name
         number = 2
@@ -1126,7 +1126,7 @@ class _NoSummary(Exception):
     """A model was asked for a summary and gave none."""
 
 
-def is_whole(response: ModelResponse) -> bool:
+def _is_whole(response: ModelResponse) -> bool:
     """Whether a reply ended of its own accord, as far as its server tells."""
     return response.finish.reason in (FinishReason.STOP, FinishReason.UNKNOWN)
 

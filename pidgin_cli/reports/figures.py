@@ -876,6 +876,51 @@ def _semantic_path(study: Study) -> _Drawn:
     ]
     low, high = found.scores.min(axis=0), found.scores.max(axis=0)
     half = float((high - low).max()) * 0.54
+    several = len(_counts(talks)) > 1
+    titles = {talk.id: f"{talk.id}\n{_shortened(talk.arm)}" if several else talk.id for talk in chosen}
+    paths: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in _dicts(columns, rows):
+        paths.setdefault((row["conversation_id"], row["agent"]), []).append(row)
+    data = []
+    for (talk_id, _), path in paths.items():
+        marks = [*_steps(path), path[0] | {"kind": "first"}, path[-1] | {"kind": "last"}]
+        data += [mark | {"panel": titles[talk_id]} for mark in marks]
+    chart = _path_chart(
+        agents=sorted({row[5] for row in rows}),
+        states=list(dict.fromkeys(ends.values())),
+        panels=list(titles.values()),
+        middle=((low + high) / 2).tolist(),
+        half=half,
+        explained=found.explained,
+    )
+    caption = (
+        f"{study.basis}; {len(chosen)} of them, of each arm and state at the end the first, then the second and so "
+        f"on. Vectors of their messages: {source}; on the two components in which all of these differ most "
+        "(PCA; in brackets the share of their variance). Arrows lead from each message of an agent to its next one; "
+        "ring: its first; large mark: its last."
+    )
+    if longest > PATH_TURNS:
+        caption += f" Of longer conversations {PATH_TURNS} turns, evenly over all."
+    if without := len(said) - len(known):
+        caption += f" {count(without, 'message')} without a vector, such as empty ones, left out."
+    return _Drawn(caption, columns, rows, chart, {"paths": data})
+
+
+def _path_chart(
+    *,
+    agents: Sequence[str],
+    states: Sequence[str],
+    panels: Sequence[str],
+    middle: Sequence[float],
+    half: float,
+    explained: Sequence[float],
+) -> alt.FacetChart:
+    """Draws the table `paths`: a panel for each conversation, all with the same axes.
+
+    Args:
+        middle, half: of both axes, in units of the components.
+        explained: the share of the variance that each component has.
+    """
     x, y = (
         channel(
             f"component_{place + 1}",
@@ -883,12 +928,10 @@ def _semantic_path(study: Study) -> _Drawn:
             # As wide as high, so that an arrow points where it seems to.
             scale=alt.Scale(domain=[float(centre) - half, float(centre) + half], nice=False, zero=False),
             axis=alt.Axis(labels=False, ticks=False, grid=False, domain=False),
-            title=f"component {place + 1} ({found.explained[place]:.0%})",
+            title=f"component {place + 1} ({explained[place]:.0%})",
         )
-        for place, (channel, centre) in enumerate(zip((alt.X, alt.Y), (low + high) / 2, strict=True))
+        for place, (channel, centre) in enumerate(zip((alt.X, alt.Y), middle, strict=True))
     )
-    agents = sorted({row[5] for row in rows})
-    states = list(dict.fromkeys(ends.values()))
     by_agent = alt.Color(
         "agent",
         type="nominal",
@@ -901,17 +944,8 @@ def _semantic_path(study: Study) -> _Drawn:
         scale=alt.Scale(domain=states, range=[_END_SHAPES[place % len(_END_SHAPES)] for place in range(len(states))]),
         legend=alt.Legend(title="state at the end", symbolFillColor="#8a8f98", symbolStrokeWidth=0),
     )
-    several = len(_counts(talks)) > 1
-    across = min(3, len(chosen))
+    across = min(3, len(panels))
     side = {1: 380, 2: 290}.get(across, 196)
-    titles = {talk.id: f"{talk.id}\n{_shortened(talk.arm)}" if several else talk.id for talk in chosen}
-    paths: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in _dicts(columns, rows):
-        paths.setdefault((row["conversation_id"], row["agent"]), []).append(row)
-    data = []
-    for (talk_id, _), path in paths.items():
-        marks = [*_steps(path), path[0] | {"kind": "first"}, path[-1] | {"kind": "last"}]
-        data += [mark | {"panel": titles[talk_id]} for mark in marks]
     path_of = alt.Chart(alt.NamedData(name="paths"))
     steps = path_of.transform_filter("datum.kind == 'step'")
     layers = alt.layer(
@@ -932,20 +966,7 @@ def _semantic_path(study: Study) -> _Drawn:
         .encode(x=x, y=y, fill=by_agent, shape=by_end),
     ).properties(width=side, height=side, view=alt.ViewBackground(stroke="currentColor", strokeOpacity=0.15))
     header = alt.Header(labelExpr="split(datum.label, '\\n')", title=None, labelFontSize=11)
-    chart = layers.facet(
-        facet=alt.Facet("panel", type="nominal", sort=list(titles.values()), header=header), columns=across
-    )
-    caption = (
-        f"{study.basis}; {len(chosen)} of them, of each arm and state at the end the first, then the second and so "
-        f"on. Vectors of their messages: {source}; on the two components in which all of these differ most "
-        "(PCA; in brackets the share of their variance). Arrows lead from each message of an agent to its next one; "
-        "ring: its first; large mark: its last."
-    )
-    if longest > PATH_TURNS:
-        caption += f" Of longer conversations {PATH_TURNS} turns, evenly over all."
-    if without := len(said) - len(known):
-        caption += f" {count(without, 'message')} without a vector, such as empty ones, left out."
-    return _Drawn(caption, columns, rows, chart, {"paths": data})
+    return layers.facet(facet=alt.Facet("panel", type="nominal", sort=list(panels), header=header), columns=across)
 
 
 def _steps(path: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
